@@ -1,0 +1,100 @@
+"""`Data`: a space, and its training, validation and test examples with what they are conditioned on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likely.space import Space
+
+__all__ = ["Data", "Split", "Truth", "permutation_split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples [n, *shape] and the values of `given` [n, *given shape].
+
+    A text's `x` is a view of all overlapping windows of `stream`, the contiguous bytes themselves.
+    """
+
+    x: Tensor
+    given: Tensor | None = None
+    stream: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """One batch."""
+        return self.x[index], None if self.given is None else self.given[index]
+
+    def batches(self, size: int = 256) -> "BatchView":
+        """Consecutive batches, re-iterable."""
+        return BatchView(self, size)
+
+    def head(self, n: int) -> "Split":
+        return Split(*self.rows(slice(0, n)), stream=self.stream)
+
+
+@dataclass(frozen=True)
+class BatchView:
+    split: Split
+    size: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for i in range(0, len(self.split), self.size):
+            yield self.split.rows(slice(i, i + self.size))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The known distribution of a toy: log p(x) in nats, and the entropy with its Monte Carlo error (0 if exact)."""
+
+    log_prob: Callable[[Tensor], Tensor]
+    entropy: float
+    stderr: float = 0.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a source was read into.
+
+    Attributes:
+        space: of one example, standardised on the training split.
+        given: the space of what the examples are conditioned on, if anything.
+        card: how the data came to be: source, seed and sizes of the split, what was skipped and
+            counted, augmentation; stored with every model that is fitted to it.
+        truth: of a toy whose density is known.
+    """
+
+    space: Space
+    train: Split
+    valid: Split
+    test: Split
+    given: Space | None = None
+    name: str = "data"
+    card: dict[str, Any] = field(default_factory=dict)
+    truth: Truth | None = None
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    def unconditional(self) -> "Data":
+        """The same examples without their `given`: what p(x) is fitted to."""
+        bare = {name: Split(split.x, None, split.stream) for name, split in self.splits.items()}
+        return replace(self, given=None, **bare)
+
+    def standardised(self) -> "Data":
+        """Centers and scales learnt from the training split."""
+        return replace(self, space=self.space.standardised(self.train.x))
+
+
+def permutation_split(n: int, seed: int, valid: float = 0.1, test: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    """Disjoint row numbers (train, valid, test) of a seeded permutation; validation is cut from what is not test."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    n_test = max(1, round(n * test))
+    n_valid = max(1, round((n - n_test) * valid))
+    return order[: n - n_test - n_valid], order[n - n_test - n_valid : n - n_test], order[n - n_test :]

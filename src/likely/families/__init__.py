@@ -1,0 +1,91 @@
+"""The registry: family name -> "module:Class" and the options it presets. Nothing is imported until asked for.
+
+Others register theirs through the entry point group `likely.families`:
+
+    [project.entry-points."likely.families"]
+    mine = "my_package.mine:Mine"
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from likely.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from likely.model import Model
+    from likely.space import Space
+
+__all__ = ["FAMILIES", "Family", "build", "family_class", "names", "option_names"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family's class lives, and the options its name presets."""
+
+    path: str
+    preset: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {
+    "histogram": Family("likely.families.histogram:Histogram"),
+    "gmm": Family("likely.families.gmm:GaussianMixture"),
+    "kde": Family("likely.families.kde:KernelDensity"),
+    "pca": Family("likely.families.pca:ProbabilisticPCA"),
+    "autoregressive": Family("likely.families.autoregressive:Autoregressive"),
+    "flow": Family("likely.families.flow:Flow"),
+    "vae": Family("likely.families.vae:VAE"),
+    "gan": Family("likely.families.gan:GAN"),
+    "energy": Family("likely.families.energy:Energy"),
+    "diffusion": Family("likely.families.diffusion:Diffusion"),
+}
+
+
+@cache
+def registry() -> dict[str, Family]:
+    """Our families and those that installed packages register."""
+    theirs = {point.name: Family(point.value) for point in entry_points(group="likely.families")}
+    return {**theirs, **FAMILIES}
+
+
+def names() -> list[str]:
+    """Names of all registered families."""
+    return list(registry())
+
+
+def family_class(name: str) -> "type[Model]":
+    """The class behind a name.
+
+    Raises: UsageError for an unknown name; the hint suggests the nearest.
+    """
+    if name not in registry():
+        raise UsageError(f"Unknown model '{name}'.", nearest(name, registry()))
+    module, _, attribute = registry()[name].path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def option_names(cls: "type[Model]") -> dict[str, inspect.Parameter]:
+    """The constructor's keyword-only options: the family's config."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size")}
+
+
+def build(name: str, space: "Space", *, given: "Space | None" = None, size: str = "small", **options: Any) -> "Model":
+    """Construct a registered family for a space; `model.config` records how, for the store.
+
+    Raises: UsageError for an unknown name, size or option, or a layout the family does not model.
+    """
+    cls = family_class(name)
+    known = option_names(cls)
+    for option in options:
+        if option not in known:
+            raise UsageError(f"Model '{name}' has no option '{option}'.", nearest(option, known) if known else "It has none.")
+    if space.layout not in cls.layouts:
+        others = [n for n in FAMILIES if space.layout in family_class(n).layouts]
+        raise UsageError(f"Model '{name}' does not model {space.layout} data.", f"Those that do: {', '.join(others) or 'none yet'}.")
+    model = cls(space, given=given, size=size, **{**registry()[name].preset, **options})
+    model.config = {"model": name, "size": size, "options": options}
+    return model

@@ -1,0 +1,104 @@
+"""A likelihood is a value with its kind: exact, a lower bound, numerical, or an estimate."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from likely.space import Space
+
+__all__ = ["SYMBOLS", "Bits", "Kind", "LogProb", "bits", "compose", "format_bits"]
+
+Kind = Literal["exact", "lower bound", "numerical", "estimate"]
+
+# How a code length of this kind is printed. A lower bound on log p is an upper bound on bits.
+SYMBOLS: dict[Kind, str] = {"exact": "=", "lower bound": "<=", "numerical": "~", "estimate": "~"}
+_WEAKNESS: tuple[Kind, ...] = ("exact", "numerical", "lower bound", "estimate")
+
+
+def compose(*kinds: Kind) -> Kind:
+    """The kind of a sum of terms: exact of exact is exact, otherwise the weakest of them."""
+    return max(kinds, key=_WEAKNESS.index)
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """log p(x) of a batch, and how far to believe it.
+
+    Attributes:
+        nats: log-probability (mass) or log-density of each example, shape [batch], float64.
+        kind: what the number is; composition by `compose`.
+        stderr: standard error of each value where it is a Monte Carlo estimate, [batch].
+        lower, upper: bounds on log p(x) where both sides are known, [batch].
+        how: what the number rests on, such as "uniform dequantization, K=64".
+    """
+
+    nats: Tensor
+    kind: Kind
+    stderr: Tensor | None = None
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    how: str = ""
+
+    def __add__(self, other: "LogProb") -> "LogProb":
+        """The joint log p of two parts, with the kind that both allow; standard errors add in squares."""
+        errors = [e for e in (self.stderr, other.stderr) if e is not None]
+        return LogProb(
+            self.nats + other.nats,
+            compose(self.kind, other.kind),
+            stderr=torch.stack(errors).square().sum(0).sqrt() if errors else None,
+            how="; ".join(dict.fromkeys(h for h in (self.how, other.how) if h)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.nats)
+
+    def but(self, how: str) -> "LogProb":
+        """The same values, resting on `how`."""
+        return replace(self, how=how)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """The mean code length (or negative log-density) of a set of examples, ready to print.
+
+    Attributes:
+        value: mean over examples, in `unit`; lower is better.
+        stderr: standard error of the mean, in `unit`.
+        n: number of examples.
+    """
+
+    value: float
+    unit: str
+    kind: Kind
+    stderr: float
+    n: int
+    how: str = ""
+
+    def __str__(self) -> str:
+        return f"{format_bits(self.value, self.kind, self.stderr)} {self.unit}"
+
+
+def format_bits(value: float, kind: Kind, stderr: float | None = None) -> str:
+    """`= 1.234`, `<= 1.234`, `~ 1.234 +- 0.005`: symbol, value, and the error where there is one."""
+    error = f" +- {stderr:.3f}" if stderr is not None and math.isfinite(stderr) else ""
+    return f"{SYMBOLS[kind]} {value:.3f}{error}"
+
+
+def bits(logprob: LogProb, space: "Space") -> Bits:
+    """Mean code length of `logprob` in the unit of `space`.
+
+    The unit is bits/dim for grids, bits/byte for byte sequences (bits/symbol else), bits/row for
+    tables, and nats/row of density where the data have no grid. The standard error joins the
+    spread between examples with the Monte Carlo error of each.
+    """
+    value = -logprob.nats.double() / space.nats_per_unit
+    n = len(value)
+    variance = value.var().item() / n if n > 1 else math.nan
+    if logprob.stderr is not None and logprob.kind == "estimate":
+        # An estimate shares one log Z: its error is common to all rows and does not average out.
+        variance += (logprob.stderr.double().mean().item() / space.nats_per_unit) ** 2
+    return Bits(value.mean().item(), space.unit, logprob.kind, math.sqrt(variance) if variance == variance else math.nan, n, logprob.how)

@@ -1,0 +1,189 @@
+"""What a family must do (`Model`), and what it may do besides: a small ABC for each ability.
+
+A family inherits exactly the abilities it has, so that the type says what a model can do and no
+method raises "not supported". Public methods check their input and are final; a family writes the
+underscored ones.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from likely.errors import DataError, UsageError
+from likely.logprob import LogProb
+from likely.noise import Noise
+from likely.space import Relaxed, Space
+
+if TYPE_CHECKING:
+    from likely.coding import Codec
+
+__all__ = ["Batches", "ClosedForm", "Coded", "Fillable", "Latent", "Likelihood", "Model", "Recipe", "Starts", "expand_given"]
+
+Batches = Iterable[tuple[Tensor, Tensor | None]]  # re-iterable: each pass yields (x, given) anew
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a family trains well unattended.
+
+    Attributes:
+        lr: peak learning rate of AdamW; a warm-up of `warmup` steps, then a cosine to zero over the budget.
+        clip: largest gradient norm; larger ones are scaled down.
+        ema: decay of the averaged weights that are evaluated and stored; 0 for none. It starts
+            short and grows, so short runs are averaged over their tail only.
+        batch: examples per step.
+        bf16: whether bf16 autocast is allowed in training, where it measures faster.
+        patience: evaluations on the validation split without a better one before training stops; 0 for never.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: int = 50
+    ema: float = 0.999
+    batch: int = 64
+    bf16: bool = True
+    patience: int = 10
+
+
+class Model(nn.Module, ABC):
+    """A family of distributions over a `Space`, fitted by gradient steps on `forward`.
+
+    Class data:
+        summary: one line for `likely models`.
+        layouts: the layouts of data that the family models.
+        turns: names of the submodules that train in turn at each step; ("",) is the whole model.
+        recipe: how it trains; sizes: options of "tiny", "small" and "base".
+        rank_buffers: names of buffers that differ by rank (replay buffers, persistent chains).
+    """
+
+    summary: ClassVar[str]
+    layouts: ClassVar[frozenset[str]] = frozenset({"grid", "columns"})
+    turns: ClassVar[tuple[str, ...]] = ("",)
+    recipe: ClassVar[Recipe] = Recipe()
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "small": {}, "base": {}}
+    rank_buffers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
+        super().__init__()
+        if space.layout not in self.layouts:
+            raise UsageError(f"{type(self).__name__} does not model {space.layout} data, only {', '.join(sorted(self.layouts))}.")
+        if size not in self.sizes:
+            raise UsageError(f"Unknown size '{size}'.", f"Known: {', '.join(self.sizes)}.")
+        self.space, self.given_space, self.size = space, given, size
+
+    @classmethod
+    def options(cls, size: str, **chosen: Any) -> dict[str, Any]:
+        """Options of a size, overridden by those chosen (not None)."""
+        if size not in cls.sizes:
+            raise UsageError(f"Unknown size '{size}'.", f"Known: {', '.join(cls.sizes)}.")
+        return {**cls.sizes[size], **{name: value for name, value in chosen.items() if value is not None}}
+
+    @abstractmethod
+    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
+        """Training loss of each example, [batch]; in nats where it means something."""
+
+    @abstractmethod
+    def sample(self, n: int, given: Tensor | None = None, **how: Any) -> Tensor:
+        """Draw n examples in data units, [n, *shape]; `given` has n rows, or one for all."""
+
+
+class Likelihood(ABC):
+    """Says how likely data are. `bound_draws`: draws that evaluation tightens a bound with."""
+
+    bound_draws: ClassVar[int] = 1
+    space: Space
+    given_space: Space | None
+
+    @final
+    def log_prob(self, x: Tensor, given: Tensor | None = None, *, draws: int = 1, seed: int = 0) -> LogProb:
+        """log p(x) or log p(x | given) of each example, in nats of the data's own measure.
+
+        Args:
+            x: [batch, *shape] in data units.
+            given: [batch, *given shape] for a conditional model.
+            draws: draws of a bound (dequantizations, importance samples); more are tighter.
+            seed: of the bound's noise, which depends on it and each row's content alone.
+        """
+        self.space.check(x)
+        if self.given_space is not None and given is not None:
+            self.given_space.check(given)
+        return self._log_prob(x, given, Noise(x, draws, seed))
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb: ...
+
+
+class Latent(ABC):
+    """Has a latent space in which log p(x) >= E[log p(z) + nats]."""
+
+    @property
+    @abstractmethod
+    def latent(self) -> Space: ...
+
+    @abstractmethod
+    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
+        """z, draw-major [draws * batch, *latent shape], with a flow's log-det or log p(x|z) - log q(z|x) as nats."""
+
+    @abstractmethod
+    def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
+        """Latents to examples in data units."""
+
+
+class Coded(ABC):
+    """Has a codec whose message length is the coded claim."""
+
+    @abstractmethod
+    def codec(self, given: Tensor | None = None) -> "Codec": ...
+
+
+class Fillable(ABC):
+    """Draws unknown entries given known ones; `exact` says whether from the model's true conditional."""
+
+    exact: ClassVar[bool]
+
+    @abstractmethod
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1) -> Tensor:
+        """x with entries where `known` is False drawn anew, [draws, batch, *shape]; known ones are returned bit for bit."""
+
+
+class ClosedForm(ABC):
+    """Is fitted without gradients. Whatever `solve` learns lives in buffers (of any shape), so that it is stored."""
+
+    @abstractmethod
+    def solve(self, train: Batches, valid: Batches) -> None:
+        """Fit by counts, EM or a bandwidth search; hyperparameters are chosen on `valid`."""
+
+
+class Starts(ABC):
+    """Wants one batch before the first step (ActNorm, k-means); the same batch on all ranks."""
+
+    @abstractmethod
+    def start(self, x: Tensor, given: Tensor | None = None) -> None: ...
+
+
+def expand_given(given: Tensor | None, n: int) -> Tensor | None:
+    """Rows of `given` for n examples: one row serves all.
+
+    Raises: DataError if there are neither n rows nor one.
+    """
+    if given is None or len(given) == n:
+        return given
+    if len(given) != 1:
+        raise DataError(f"Got {len(given)} rows of `given` for {n} examples.", "Give one row, or one per example.")
+    return given.expand(n, *given.shape[1:])
+
+
+def gather_batches(batches: Batches) -> tuple[Tensor, Tensor | None]:
+    """All of re-iterable batches as one (x, given), for solvers that want the whole split in memory."""
+    xs, givens = zip(*batches, strict=True)
+    return torch.cat(list(xs)), None if givens[0] is None else torch.cat(_tensors(givens))
+
+
+def _tensors(values: Sequence[Tensor | None]) -> list[Tensor]:
+    return [v for v in values if v is not None]

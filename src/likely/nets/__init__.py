@@ -1,0 +1,52 @@
+"""The single crossing of data layout and architecture: `net(space, role, size, ...)`.
+
+Nets know nothing of probability; families know no convolution. What each role computes:
+
+    causal    ints x [B, *shape] -> parameters of each entry given those before it, [B, *shape, out];
+              has init_state(n, given) and step(state, x_i) -> (state, parameters [n, out])
+    encoder   reals u [B, *shape] -> [B, out]
+    decoder   latents z [B, in] -> [B, *shape, out]
+    denoiser  (u [B, *shape], t [B]) -> [B, out * C, *rest]
+    energy    reals u [B, *shape] -> [B, out]
+    coupling  reals u [B, *shape] -> [B, out * C, *rest]: no time, made for the steps of a flow
+
+Every net accepts `given` through `nets.conditioning`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from likely.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from likely.space import Space
+
+__all__ = ["NETS", "net"]
+
+# (role, layout) -> {word: "module:Class"}; the first word is the default, chosen by measurement.
+NETS: dict[tuple[str, str], dict[str, str]] = {}
+
+
+def net(
+    space: "Space", role: str, size: str = "small", *, word: str | None = None, given: "Space | None" = None, out: int, **options: Any
+) -> "nn.Module":
+    """Build the net for a role on a space's layout.
+
+    Args:
+        word: another net than the default, such as "gated-pixelcnn".
+        given: space of what it is conditioned on.
+        out: parameters per output.
+        options: of the net's constructor, such as width and depth.
+
+    Raises: UsageError for an unknown word, or a layout that no net of the role serves.
+    """
+    words = NETS.get((role, space.layout))
+    if words is None:
+        raise UsageError(f"No {role} net serves {space.layout} data.")
+    word = word or next(iter(words))
+    if word not in words:
+        raise UsageError(f"Unknown {role} net '{word}' for {space.layout} data.", nearest(word, words))
+    module, _, attribute = words[word].partition(":")
+    return getattr(import_module(module), attribute)(space, given=given, size=size, out=out, **options)
