@@ -1,0 +1,165 @@
+"""Heads: masses sum to one, samples follow them, narrow and far cells keep their precision."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from likely.heads import Categorical, Heads, LogisticMixture, NormalMixture, head_for
+from likely.space import Space, Support, from_grid
+
+DECIMAL = Support("decimal", decimals=1, center=3.0, scale=4.0, missing=True)
+ORDINAL = Support("ordinal", 9, center=4.0, scale=2.0)
+
+
+def values(s: Support, reach: int = 4000) -> torch.Tensor:
+    codes = from_grid(torch.arange(-reach, reach)) if s.kind == "decimal" else torch.arange(s.levels)
+    return torch.cat([codes, torch.tensor([-1])]) if s.missing else codes
+
+
+def all_masses(s: Support, **how) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One random distribution over a support: its params, its values and their log-masses."""
+    head, x = head_for(s, **how), values(s)
+    params = torch.randn(head.width, generator=torch.Generator().manual_seed(1))
+    return params, x, head.log_mass(params.expand(len(x), -1), x)
+
+
+SUPPORTS = [
+    (Support("nominal", 5, missing=True), {}),
+    (ORDINAL, {}),
+    (ORDINAL, {"categorical_up_to": 0}),
+    (Support("ordinal", 300, center=150.0, scale=87.0, missing=True), {}),
+    (DECIMAL, {}),
+    (DECIMAL, {"components": 1}),
+]
+
+
+@pytest.mark.parametrize(("support", "how"), SUPPORTS, ids=str)
+def test_masses_sum_to_one(support, how):
+    _, _, nats = all_masses(support, **how)
+    assert nats.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("support", "how"), SUPPORTS, ids=str)
+def test_samples_follow_the_masses(support, how):
+    params, x, nats = all_masses(support, **how)
+    torch.manual_seed(0)
+    n, head = 40_000, head_for(support, **how)
+    drawn, counts = head.sample(params.expand(n, -1)).unique(return_counts=True)
+    observed = torch.zeros(len(x), dtype=torch.float64)
+    where = {v: i for i, v in enumerate(x.tolist())}
+    observed[[where[v] for v in drawn.tolist()]] = counts.double()
+    expected = n * nats.double().exp()
+    frequent = expected > 10
+    observed = torch.cat([observed[frequent], observed[~frequent].sum()[None]])
+    expected = torch.cat([expected[frequent], expected[~frequent].sum()[None] + 1e-9])
+    chi = ((observed - expected).square() / expected)[expected > 1].sum().item()
+    assert stats.chi2.sf(chi, df=int((expected > 1).sum()) - 1) > 1e-3
+
+
+def test_the_density_of_reals_integrates_to_one():
+    s = Support("real", center=2.0, scale=3.0)
+    head = head_for(s, components=3)
+    params = torch.randn(head.width, generator=torch.Generator().manual_seed(2))
+    x = torch.linspace(-300, 300, 600_001)
+    density = head.log_mass(params.expand(len(x), -1), x).double().exp()
+    assert torch.trapezoid(density, x.double()).item() == pytest.approx(1, abs=1e-4)
+    drawn = head.sample(params.expand(20_000, -1))
+    cdf = torch.cumulative_trapezoid(density, x.double())
+    p = stats.kstest(drawn.numpy(), lambda v: cdf[((torch.as_tensor(v) + 300) * 1000).long().clamp(0, len(cdf) - 1)].numpy()).pvalue
+    assert p > 1e-3
+
+
+def test_one_normal_is_the_normal():
+    head = head_for(Support("real", center=2.0, scale=3.0), components=1)
+    x = torch.tensor([-1.0, 2.0, 7.5])
+    params = torch.tensor([0.3, 0.5, math.log(0.7)]).expand(3, -1)
+    assert torch.allclose(head.log_mass(params, x), torch.distributions.Normal(2 + 3 * 0.5, 3 * 0.7).log_prob(x))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e8])
+@pytest.mark.parametrize("sigmas", [0.0, 5.0, 50.0])
+def test_narrow_and_far_cells_have_the_logistic_mass(scale, sigmas):
+    """A cell 1e-8 wide on the standardised scale, and one 50 logistic scales out, against the closed form."""
+    head = head_for(Support("decimal", center=0.5, scale=scale), components=1)
+    x = from_grid(torch.tensor([math.floor(sigmas * scale)]))
+    params = torch.zeros(1, 3, requires_grad=True)
+    nats = head.log_mass(params, x)
+    z, w = (math.floor(sigmas * scale) - 0.5) / scale, 1 / scale
+    want = -math.log1p(math.exp(-z - w)) - math.log1p(math.exp(z)) + math.log(-math.expm1(-w))
+    assert nats.item() == pytest.approx(want, abs=2e-6 * (1 + sigmas))
+    nats.sum().backward()
+    assert torch.isfinite(params.grad).all()
+
+
+def test_neighbouring_cells_of_a_spike_share_its_mass():
+    """A component narrower than float32 could place: eight cells around the spike hold all of the mass."""
+    s = Support("decimal", center=1e9, scale=1e8)
+    head = head_for(s, components=1)
+    x = torch.arange(10**9 - 40, 10**9 + 40)
+    params = torch.tensor([0.0, 0.0, -30.0]).expand(len(x), -1)
+    assert head.log_mass(params, x).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("push", [1e3, -1e3])
+def test_extreme_outputs_stay_finite_with_finite_gradients(push):
+    space = Space.columns(DECIMAL, Support("ordinal", 256, center=128, scale=70), Support("nominal", 3), Support("real", missing=True))
+    heads = Heads(space)
+    params = torch.full((4, 4, heads.width), push, requires_grad=True)
+    x = torch.tensor([[5.0, 0, 0, 1.5], [-1, 255, 1, math.nan], [1e6, 3, 2, -1e4], [-1e6, 200, 2, 0.0]])
+    nats = heads.log_mass(params, x)
+    assert torch.isfinite(nats).all()
+    nats.sum().backward()
+    assert torch.isfinite(params.grad).all()
+
+
+def test_columns_together_equal_columns_apart():
+    supports = [
+        Support("nominal", 3),
+        DECIMAL,
+        Support("nominal", 90),
+        ORDINAL,
+        Support("nominal", 4, missing=True),
+        Support("ordinal", 400),
+    ]
+    space = Space.columns(*supports)
+    heads = Heads(space)
+    params = torch.randn(50, len(supports), heads.width, generator=torch.Generator().manual_seed(3))
+    x = heads.sample(params)
+    space.check(x)
+    nats = heads.log_mass(params, x)
+    for i in range(len(supports)):
+        alone = heads.at(i)
+        assert torch.allclose(nats[:, i], alone.log_mass(params[:, i, : alone.width], x[:, i]), atol=1e-6)
+
+
+def test_many_columns_are_few_computations():
+    supports = [Support("nominal", 2 + i % 9) for i in range(32)] + [Support("decimal", scale=1.0 + i) for i in range(32)]
+    assert len(Heads(Space.columns(*supports)).groups) <= 4
+
+
+def test_channels_of_a_grid_keep_their_own_scale():
+    space = Space.grid(2, 3, 3, 256).standardised(torch.randint(0, 256, (50, 2, 3, 3)) // torch.tensor([1, 9]).view(2, 1, 1))
+    heads = Heads(space)
+    x = torch.randint(0, 20, (5, 2, 3, 3))
+    params = torch.zeros(5, 2, 3, 3, heads.width)
+    for c in range(2):
+        assert torch.allclose(heads.log_mass(params, x)[:, c], heads.at(c).log_mass(params[:, c], x[:, c]))
+    assert heads.sample(params).shape == x.shape
+
+
+def test_missing_reals_come_and_go():
+    space = Space.columns(Support("real", missing=True), Support("decimal", missing=True), Support("nominal", 2))
+    heads = Heads(space)
+    torch.manual_seed(0)
+    x = heads.sample(torch.zeros(4000, 3, heads.width))
+    for i in range(2):
+        assert torch.isnan(x[:, i]).double().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert torch.isfinite(heads.log_mass(torch.zeros(4000, 3, heads.width), x)).all()
+
+
+def test_kinds():
+    assert isinstance(head_for(Support("real")), NormalMixture)
+    assert isinstance(head_for(Support("ordinal", 256)), LogisticMixture)
+    assert isinstance(head_for(Support("ordinal", 256), categorical_up_to=256), Categorical)
