@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,9 +93,12 @@ class Data:
         return replace(self, space=self.space.standardised(self.train.x))
 
 
-def permutation_split(n: int, seed: int, valid: float = 0.1, test: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
-    """Disjoint row numbers (train, valid, test) of a seeded permutation; validation is cut from what is not test."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    n_test = max(1, round(n * test))
-    n_valid = max(1, round((n - n_test) * valid))
+def permutation_split(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Disjoint row numbers (train, valid, test) of `numpy.random.default_rng(seed).permutation(n)`.
+
+    Test is the last fifth of the permutation, validation the last tenth of what is before it, both rounded up.
+    """
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
+    n_test = -(-n // 5)
+    n_valid = -(-(n - n_test) // 10)
     return order[: n - n_test - n_valid], order[n - n_test - n_valid : n - n_test], order[n - n_test :]

@@ -1,0 +1,201 @@
+"""What every reader returns (`Examples`), and the way from there to a `Data` with its three splits.
+
+The split is a function of the seed and the number of examples alone; files, or whatever else the
+reader calls a group, stay whole. The card says how to make the same split again, and holds a
+fingerprint of it that `check_fingerprint` compares.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from likely.dataset import Data, Split, Truth, permutation_split
+from likely.errors import DataError, UsageError, nearest
+from likely.noise import row_hash
+from likely.space import Space
+
+__all__ = ["PARTS", "Examples", "Options", "fingerprint", "hashes", "into_data"]
+
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a source; `likely.load` documents each."""
+
+    levels: int | None = None
+    given: Any = None
+    seed: int = 0
+    layout: str | None = None
+    window: int = 128
+    tile: int | None = None
+    resize: int | tuple[int, int] | None = None
+    precision: int | None = None
+    missing: tuple[str, ...] = ()
+    nominal: tuple[str, ...] = ()
+    header: bool | None = None
+    augment: tuple[str, ...] = ()
+    missing_labels: str = "error"
+    count: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The options that differ from the default, as plain JSON values; arrays are left out."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not f.default}
+        plain = (str, int, bool, tuple, list)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in changed.items() if isinstance(v, plain) and v != ()}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of one space before they are split.
+
+    Attributes:
+        x: [n, *space.shape].
+        labels: what the source knows besides x, [n, *label_space.shape]; becomes `given` when asked for.
+        known: which rows of `labels` are there, bool [n]; all where None.
+        group: number of the file each row is from, [n]; a split keeps groups whole.
+        part: 0, 1, 2 (train, valid, test) of each row where the source says so, [n].
+        notes: what was counted while reading, for the card.
+    """
+
+    space: Space
+    x: Tensor
+    labels: Tensor | None = None
+    label_space: Space | None = None
+    known: Tensor | None = None
+    group: Tensor | None = None
+    part: Tensor | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    truth: Truth | None = None
+
+    def rows(self, keep: Tensor) -> "Examples":
+        """The examples at `keep`."""
+        tensors = {f: getattr(self, f) for f in ("x", "labels", "known", "group", "part")}
+        return Examples(
+            space=self.space, label_space=self.label_space, notes=self.notes, truth=self.truth,
+            **{k: v if v is None else v[keep] for k, v in tensors.items()},
+        )  # fmt: skip
+
+
+def into_data(examples: Examples, options: Options, name: str, source: str) -> Data:
+    """Split, count duplicates, standardise on the training split, and write the card."""
+    examples, dropped = _conditioned(examples, options)
+    index = _split(examples, options.seed)
+    splits = {p: Split(examples.x[i], None if examples.labels is None else examples.labels[i]) for p, i in zip(PARTS, index, strict=True)}
+    card = {
+        "source": source,
+        "options": options.record(),
+        "split": _split_record(examples, options, splits),
+        **examples.notes,
+        **dropped,
+        "duplicates": duplicates(splits),
+    }
+    if options.augment:
+        card["augment"] = list(options.augment)
+    given = examples.label_space
+    if given is not None and examples.labels is not None:
+        given = given.standardised(splits["train"].given)  # type: ignore[arg-type]
+    return Data(examples.space, **splits, given=given, name=name, card=card, truth=examples.truth).standardised()
+
+
+def _split_record(examples: Examples, options: Options, splits: dict[str, Split]) -> dict[str, Any]:
+    if examples.part is not None:
+        method = "as the source says; validation, if it has none, by a seeded permutation of the training rows"
+    else:
+        what = "rows" if examples.group is None else "files"
+        method = f"numpy.random.default_rng(seed).permutation of {what}: test the last fifth, validation the last tenth before it"
+    return {
+        "method": method,
+        "seed": options.seed,
+        "sizes": {p: len(s) for p, s in splits.items()},
+        "fingerprint": fingerprint(splits),
+    }
+
+
+def _conditioned(examples: Examples, options: Options) -> tuple[Examples, dict[str, Any]]:
+    """Keep the labels only where `given` asks for them; rows without one are an error, or dropped and counted."""
+    if options.given is None:
+        return Examples(
+            examples.space, examples.x, group=examples.group, part=examples.part, notes=examples.notes, truth=examples.truth
+        ), {}
+    if examples.labels is None or examples.label_space is None:
+        hint = "Captions cannot be read yet." if options.given == "caption" else "Leave `given` out to fit p(x)."
+        raise DataError(f"This source has nothing to condition on called '{options.given}'.", hint)
+    if examples.known is None or bool(examples.known.all()):
+        return examples, {}
+    lost = int((~examples.known).sum())
+    if options.missing_labels != "drop":
+        first = int((~examples.known).nonzero()[0])
+        raise DataError(
+            f"{lost} of {len(examples.x)} examples have no label (the first is number {first}).",
+            "Label them, pass missing_labels='drop', or leave `given` out.",
+        )
+    return examples.rows(examples.known), {"dropped_without_label": lost}
+
+
+def _split(examples: Examples, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    if examples.part is not None:
+        return _split_as_told(examples.part, seed)
+    groups = torch.arange(len(examples.x)) if examples.group is None else examples.group.unique()
+    if len(groups) < 3:
+        what = "example" if examples.group is None else "file"
+        plural = "s" if len(groups) != 1 else ""
+        raise DataError(f"Got {len(groups)} {what}{plural}; at least 3 are needed, one each to train, validate and test.")
+    parts = permutation_split(len(groups), seed)
+    if examples.group is None:
+        return parts
+    where = torch.empty(len(groups), dtype=torch.int64)
+    for number, part in enumerate(parts):
+        where[part] = number
+    of_row = where[torch.searchsorted(groups, examples.group)]
+    return tuple((of_row == number).nonzero()[:, 0] for number in range(3))  # type: ignore[return-value]
+
+
+def _split_as_told(part: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    train, valid, test = ((part == number).nonzero()[:, 0] for number in range(3))
+    if not len(valid):
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
+        cut = len(train) - -(-len(train) // 10)
+        train, valid = train[order[:cut]], train[order[cut:]]
+    for name, rows in zip(PARTS, (train, valid, test), strict=True):
+        if not len(rows):
+            raise DataError(f"The source's own split leaves no {name} examples.")
+    return train, valid, test
+
+
+def hashes(split: Split) -> np.ndarray:
+    """A 64-bit content hash of each example; for a text, of each window at a multiple of its length."""
+    x = split.x if split.stream is None else split.x[:: split.x.shape[1]]
+    return torch.cat([row_hash(x[i : i + 4096]) for i in range(0, len(x), 4096)]).numpy()
+
+
+def fingerprint(splits: dict[str, Split]) -> str:
+    """What identifies the examples and how they are split, as 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        digest.update(hashes(splits[part]).astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def duplicates(splits: dict[str, Split]) -> dict[str, int]:
+    """Examples that repeat an earlier one of their split, and those of one split that the training split has, too."""
+    of = {part: hashes(split) for part, split in splits.items()}
+    within = {f"within_{part}": len(h) - len(np.unique(h)) for part, h in of.items()}
+    return {
+        **within,
+        "valid_in_train": int(np.isin(of["valid"], of["train"]).sum()),
+        "test_in_train": int(np.isin(of["test"], of["train"]).sum()),
+        "test_in_valid": int(np.isin(of["test"], of["valid"]).sum()),
+    }
+
+
+def check_known(options: dict[str, Any]) -> None:
+    """Raise a `UsageError` for an option that `load` does not have."""
+    known = asdict(Options())
+    for option in options:
+        if option not in known:
+            raise UsageError(f"`load` has no option '{option}'.", nearest(option, known))
