@@ -1,0 +1,212 @@
+"""`fit`: one training loop for every family, on one machine or many. The only importer of `accelerate`.
+
+Every step is a pure function of the state before it: its examples follow from (seed, step), its noise
+from (seed, step, rank), and a checkpoint holds weights, optimisers, averages, buffers, the best
+weights and the counters. So a run that is killed and repeated goes on as if nothing had happened, bit
+for bit on a CPU where the budget is in steps or epochs.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from likely import families, store
+from likely.dataset import Data
+from likely.errors import TrainingError, UsageError
+from likely.model import ClosedForm, Model
+from likely.noise import row_hash, seeded
+from likely.training.budget import Budget
+from likely.training.order import step_seed
+from likely.training.progress import Progress, ProgressCallback
+from likely.training.trainer import Settings, Trainer
+
+__all__ = ["Run", "fit"]
+
+
+@dataclass
+class Run:
+    """A fitted model, and how it got there. `curve` has `step, seconds, train, valid` in the data's unit."""
+
+    model: Model
+    seconds: float
+    cpu_seconds: float
+    steps: int
+    seed: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    pace: str = ""
+    stopped: str = "budget"
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the model, as stored in `run.json`."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
+
+def fit(
+    data: Data,
+    model: str | Model,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    size: str = "small",
+    seed: int = 0,
+    out: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    precision: str = "auto",
+    checkpoint_seconds: float = 30.0,
+    progress: bool | ProgressCallback = True,
+    track: str | None = None,
+    **options: Any,
+) -> Run:
+    """Fit a family to the training split of `data`; the validation split picks the weights that are kept.
+
+    Args:
+        model: a registered name, or a model to continue from.
+        minutes, steps, epochs: the budget, one of them; 3 minutes by default.
+        out: folder for checkpoints, `log.jsonl` and the model. The same call on it goes on where a killed one was.
+        device: "auto", "cpu", "cuda" or "mps".
+        threads: CPU threads; measured where not given and the budget is in minutes.
+        batch, lr: override the family's recipe.
+        precision: "float32", "bf16", or "auto": measured for a budget in minutes, float32 for one in steps
+            or epochs, whose result must not depend on a stopwatch.
+        checkpoint_seconds: time between checkpoints.
+        progress: show it, or a function that is called with a record of each report.
+        track: an experiment tracker that `accelerate` knows, such as "tensorboard".
+        options: of the family.
+
+    Raises: UsageError for unknown names and options; TrainingError if the loss stays NaN or infinite, with the
+        last good model stored in `out`.
+    """
+    with seeded(step_seed(seed, 0, 0)):
+        model = families.build(model, data.space, given=data.given, size=size, **options) if isinstance(model, str) else model
+    recipe = replace(model.recipe, **{k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None})
+    budget = Budget.of(minutes=minutes, steps=steps, epochs=epochs, examples=len(data.train), batch=recipe.batch)
+    if precision not in ("auto", "float32", "bf16"):
+        raise UsageError(f"Unknown precision '{precision}'.", "Known: auto, float32, bf16.")
+    accelerator, gather = _accelerator(device, track, out, turns=len(model.turns))
+    folder = _claim(out, _plan(model, data, seed, budget, recipe.batch, recipe.lr, precision), gather)
+    if folder and (finished := _finished(folder)):
+        return finished
+    settings = Settings(seed, recipe, precision, threads, checkpoint_seconds, folder)
+    title = getattr(model, "config", {}).get("model", type(model).__name__)
+    shown = Progress(title, progress if callable(progress) else None, bool(progress) and accelerator.is_main_process)
+    before = torch.get_num_threads()
+    try:
+        with seeded(step_seed(seed, 0, 0)):
+            run = (
+                _solve(model, data, seed)
+                if isinstance(model, ClosedForm)
+                else _train(Trainer(model, data, budget, settings, accelerator, gather), shown)
+            )
+    finally:
+        torch.set_num_threads(before)
+        accelerator.end_training()
+    return run
+
+
+def _train(trainer: Trainer, progress: Progress) -> Run:
+    """Run the loop and store what it leaves, also where it fails for good."""
+    failure = None
+    try:
+        stopped = trainer.run(progress)
+    except TrainingError as error:
+        stopped, failure = "failed", error
+    state = trainer.state
+    model = trainer.shadow.to("cpu", memory_format=torch.preserve_format).requires_grad_(True)
+    run = Run(model, trainer.budget.elapsed, state.cpu_seconds, state.step, trainer.settings.seed, state.curve, str(trainer.pace), stopped)
+    _store(run, trainer.data, trainer.settings.folder, trainer.ranks.is_main_process)
+    if failure:
+        raise failure
+    if trainer.checkpoints and stopped != "interrupted":
+        trainer.checkpoints.clear()
+    return run
+
+
+def _solve(model: Model, data: Data, seed: int) -> Run:
+    """Closed-form families need no steps."""
+    start, cpu = time.perf_counter(), time.process_time()
+    model.eval().solve(data.train.batches(), data.valid.batches())  # type: ignore[operator]
+    return Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, seed, stopped="closed form")
+
+
+def _store(run: Run, data: Data, folder: Path | None, main: bool) -> None:
+    """The model, then `run.json`, which marks the run complete (or stopped by hand: then it can go on)."""
+    if folder and main:
+        store.save(run.model, folder, data=data.card, run=run.record())
+        if run.stopped != "failed":
+            store.write_atomically(folder / "run.json", json.dumps(run.record()).encode())
+
+
+def _finished(folder: Path) -> Run | None:
+    """The stored run, if it is complete."""
+    if not ((folder / "manifest.json").exists() and (folder / "run.json").exists()):
+        return None
+    record = json.loads((folder / "run.json").read_text())
+    if record["stopped"] == "interrupted":
+        return None
+    known = {name: record[name] for name in ("seconds", "cpu_seconds", "steps", "seed", "curve", "pace", "stopped")}
+    return Run(store.open_model(folder), **known)
+
+
+def _claim(out: str | Path | None, plan: dict[str, Any], gather: Any) -> Path | None:
+    """The output folder, marked with what is being trained in it.
+
+    Raises: UsageError if it holds a run with other settings; the first that differs is named.
+    """
+    if out is None:
+        return None
+    folder = store.claim_folder(out)
+    path = folder / "plan.json"
+    before = json.loads(path.read_text()) if path.exists() else None
+    for name in plan if before else ():
+        if before[name] != plan[name]:
+            raise UsageError(f"{folder} holds a run with {name} {before[name]}, not {plan[name]}.", "Name another --out.")
+    gather([True])  # every rank has looked before one writes
+    if before is None:
+        store.write_atomically(path, json.dumps(plan, indent=1).encode())
+    return folder
+
+
+def _plan(model: Model, data: Data, seed: int, budget: Budget, batch: int, lr: float, precision: str) -> dict[str, Any]:
+    """What makes a run the same run, as JSON."""
+    sample = data.train.x[:: max(1, len(data.train) // 1024)]
+    record = {
+        **getattr(model, "config", {"model": type(model).__name__}),
+        "given": model.given_space.to_json() if model.given_space else None,
+        "seed": seed,
+        "budget": f"{budget.steps} steps" if budget.steps else f"{budget.seconds:g} seconds",
+        "batch": batch,
+        "lr": lr,
+        "precision": precision,
+        "data": f"{data.name}: {len(data.train)} examples, {row_hash(sample).sum().item():016x}",
+        "augment": data.card.get("augment"),
+    }
+    return json.loads(json.dumps(record))
+
+
+def _accelerator(device: str, track: str | None, out: str | Path | None, *, turns: int) -> tuple[Any, Any]:
+    """An `Accelerator` for the wanted device and its object gatherer.
+
+    Raises: UsageError for a device that this machine has not.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import gather_object
+
+    usable = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not usable.get(device, False):
+        raise UsageError(f"Device '{device}' is not there.", f"Usable: {', '.join(name for name, there in usable.items() if there)}.")
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier fit may have used another device
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=turns > 1, broadcast_buffers=False)
+    accelerator = Accelerator(cpu=device == "cpu", log_with=track, project_dir=str(out) if out else None, kwargs_handlers=[ddp])
+    if track:
+        accelerator.init_trackers("likely")
+    return accelerator, gather_object if PartialState().num_processes > 1 else list

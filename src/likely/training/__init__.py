@@ -1,0 +1,1 @@
+"""The parts of `likely.train`: budget, checkpoint, pace and progress."""
