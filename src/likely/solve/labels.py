@@ -1,0 +1,48 @@
+"""`given` for estimators that keep one fit per label: its number, and shrinkage of rare labels to the pooled fit."""
+
+import torch
+from torch import Tensor
+
+from likely.errors import UsageError
+from likely.model import expand_given
+from likely.space import Space
+
+__all__ = ["label_count", "label_of", "shrink"]
+
+
+def label_count(given: Space | None) -> int:
+    """Number of fits: one per label, or one in all where nothing is given.
+
+    Raises: UsageError where `given` is anything but one nominal column.
+    """
+    if given is None:
+        return 1
+    states = given.supports[0].states
+    if given.layout != "columns" or given.dims != 1 or given.supports[0].kind != "nominal" or states is None:
+        raise UsageError(f"A classical estimator takes one nominal label as given, not {given}.", "Use a neural family, such as flow.")
+    return states
+
+
+def label_of(space: Space | None, given: Tensor | None, n: int) -> Tensor:
+    """Label number of each of n examples, [n]; a missing label is one more.
+
+    Raises: UsageError if `given` is passed to an unconditional model, or not passed to a conditional one.
+    """
+    if (space is None) != (given is None):
+        raise UsageError(
+            "This model is conditional, p(x | given), but no `given` was passed."
+            if given is None
+            else "This model is unconditional, p(x), but `given` was passed.",
+            "Pass it, for example --given label=3." if given is None else "Fit it with --given to condition it.",
+        )
+    rows = expand_given(given, n)
+    if space is None or rows is None:
+        return torch.zeros(n, dtype=torch.int64)
+    code = rows[:, 0]
+    return torch.where(code < 0, label_count(space) - 1, code)
+
+
+def shrink(counts: Tensor, prior: Tensor, pseudo: float | Tensor) -> Tensor:
+    """Posterior mean of a categorical, (counts + pseudo * prior) / (n + pseudo), along the last axis."""
+    total = counts.sum(-1, keepdim=True)
+    return (counts + pseudo * prior) / (total + pseudo)
