@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from likely.solve.intervals import log1mexp
 from likely.space import MISSING, Space, Support, from_grid, to_grid
 
 __all__ = ["Categorical", "Head", "Heads", "LogisticMixture", "NormalMixture", "head_for"]
@@ -85,7 +86,7 @@ class Categorical:
     def states(self) -> tuple[int, ...]:
         return tuple(s.levels + s.missing for s in self.supports)
 
-    @cached_property
+    @property
     def width(self) -> int:
         return max(self.states)
 
@@ -122,7 +123,7 @@ class _Mixture:
     def missing(self) -> bool:
         return any(s.missing for s in self.supports)
 
-    @cached_property
+    @property
     def width(self) -> int:
         return 3 * self.components + self.missing
 
@@ -228,7 +229,7 @@ class NormalMixture(_Mixture):
 def _log_cell(z: Tensor, w: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """log [F(z + w) - F(z)] of the logistic CDF F; `first` cells reach to -infinity, `last` ones to infinity."""
     below, above = F.logsigmoid(z + w), F.logsigmoid(-z)
-    inside = torch.where(first | last, 0.0, torch.log(-torch.expm1(-w)))
+    inside = torch.where(first | last, 0.0, log1mexp(w))
     return torch.where(last, 0.0, below) + torch.where(first, 0.0, above) + inside
 
 

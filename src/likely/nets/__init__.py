@@ -4,7 +4,7 @@ Nets know nothing of probability; families know no convolution. What each role c
 
     causal    ints x [B, *shape] -> parameters of each entry given those before it, [B, *shape, out];
               has init_state(n, given) and step(state, x_i) -> (state, parameters [n, out])
-    encoder   reals u [B, *shape] -> [B, out]
+    encoder   x [B, *shape] -> [B, out]
     decoder   latents z [B, in] -> [B, *shape, out]
     denoiser  (u [B, *shape], t [B]) -> [B, out * C, *rest]
     energy    reals u [B, *shape] -> [B, out]
@@ -26,7 +26,24 @@ if TYPE_CHECKING:
 __all__ = ["NETS", "net"]
 
 # (role, layout) -> {word: "module:Class"}; the first word is the default, chosen by measurement.
-NETS: dict[tuple[str, str], dict[str, str]] = {}
+NETS: dict[tuple[str, str], dict[str, str]] = {
+    ("encoder", "grid"): {
+        "auto": "likely.nets.autoencoder:grid_encoder",
+        "dense": "likely.nets.autoencoder:DenseEncoder",
+        "conv": "likely.nets.autoencoder:ConvEncoder",
+    },
+    ("encoder", "columns"): {"dense": "likely.nets.autoencoder:DenseEncoder"},
+    ("encoder", "sequence"): {"conv": "likely.nets.autoencoder:ConvEncoder"},
+    ("decoder", "grid"): {
+        "auto": "likely.nets.autoencoder:grid_decoder",
+        "dense": "likely.nets.autoencoder:DenseDecoder",
+        "conv": "likely.nets.autoencoder:ConvDecoder",
+    },
+    ("decoder", "columns"): {"dense": "likely.nets.autoencoder:DenseDecoder"},
+    ("decoder", "sequence"): {"conv": "likely.nets.autoencoder:ConvDecoder"},
+    ("energy", "grid"): {"conv": "likely.nets.energy:ConvEnergy", "mlp": "likely.nets.energy:MLPEnergy"},
+    ("energy", "columns"): {"mlp": "likely.nets.energy:MLPEnergy"},
+}
 
 
 def net(
