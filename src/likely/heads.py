@@ -269,6 +269,11 @@ class Heads:
         """The head of one channel or column alone, for models that go entry by entry."""
         return head_for(self.space.supports[entry], **self._how)
 
+    def sample_at(self, entry: int, params: Tensor) -> Tensor:
+        """params [B, at least the entry's width] -> draws [B] of one channel or column, as the space stores them."""
+        head = self.at(entry)
+        return self._stored(head, head.sample(params[..., : head.width]))
+
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
         """params [B, *shape, width], x [B, *shape] -> nats of each entry, [B, *shape]."""
         if len(self.groups) == 1:

@@ -21,7 +21,7 @@ from likely.space import Relaxed, Space
 if TYPE_CHECKING:
     from likely.coding import Codec
 
-__all__ = ["Batches", "ClosedForm", "Coded", "Fillable", "Latent", "Likelihood", "Model", "Recipe", "Starts", "expand_given"]
+__all__ = ["Batches", "ClosedForm", "Coded", "Fillable", "Latent", "Likelihood", "Model", "Primed", "Recipe", "Starts", "expand_given"]
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # re-iterable: each pass yields (x, given) anew
 
@@ -117,6 +117,14 @@ class Likelihood(ABC):
 
     @abstractmethod
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb: ...
+
+
+class Primed(ABC):
+    """Has conditionals, so that a long stretch of symbols is one sequence and can follow what is known."""
+
+    @abstractmethod
+    def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
+        """log p of each symbol of `stretch` [n] given those before it, `prefix` [m] first; nats [n], float64."""
 
 
 class Latent(ABC):

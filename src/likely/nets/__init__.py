@@ -27,6 +27,7 @@ __all__ = ["NETS", "net"]
 
 # (role, layout) -> {word: "module:Class"}; the first word is the default, chosen by measurement.
 NETS: dict[tuple[str, str], dict[str, str]] = {
+    ("causal", "grid"): {"gated-pixelcnn": "likely.nets.causal.grid:GatedPixelCNN"},
     ("encoder", "grid"): {
         "auto": "likely.nets.autoencoder:grid_encoder",
         "dense": "likely.nets.autoencoder:DenseEncoder",
@@ -41,6 +42,8 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     },
     ("decoder", "columns"): {"dense": "likely.nets.autoencoder:DenseDecoder"},
     ("decoder", "sequence"): {"conv": "likely.nets.autoencoder:ConvDecoder"},
+    ("denoiser", "grid"): {"unet": "likely.nets.unet:UNet"},
+    ("denoiser", "columns"): {"mlp": "likely.nets.denoiser:MLPDenoiser"},
     ("energy", "grid"): {"conv": "likely.nets.energy:ConvEnergy", "mlp": "likely.nets.energy:MLPEnergy"},
     ("energy", "columns"): {"mlp": "likely.nets.energy:MLPEnergy"},
 }

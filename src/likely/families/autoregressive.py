@@ -1,0 +1,279 @@
+r"""Autoregressive models: each entry given the entries before it.
+
+    log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})                                    (exact)
+
+A causal net computes the parameters of all conditionals at once, a head turns each into a
+distribution with exact mass (categorical; logistics integrated over the cells of finely graded
+ordinals and decimals; normals for reals; a missing state where cells may be missing), and the loss
+is -log p(x). The order of entries is the net's: grids go by row, column, channel, tables by column,
+sequences from left to right.
+
+A sequence of variable length ends with a symbol of its own, except at the maximal length, where the
+end is certain; so the masses of all strings sum to one. Of a fixed length, -1 pads a prefix, and
+its likelihood is the prefix's marginal: the product of the conditionals up to there.
+
+Sampling and coding go entry by entry through `net.step`, which keeps what the next entry needs, so
+that drawing D entries costs about as much as one likelihood and not D of them.
+
+References:
+    | A neural probabilistic language model (Bengio et al., 2003) | https://www.jmlr.org/papers/v3/bengio03a.html
+    | The neural autoregressive distribution estimator (Larochelle and Murray, 2011) | https://proceedings.mlr.press/v15/larochelle11a.html
+    | Pixel recurrent neural networks (van den Oord et al., 2016) | https://arxiv.org/abs/1601.06759
+    | The curious case of neural text degeneration (top-p; Holtzman et al., 2020) | https://arxiv.org/abs/1904.09751
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from likely.coding import Codec, autoregressive
+from likely.errors import UsageError
+from likely.heads import Categorical, Heads
+from likely.logprob import LogProb
+from likely.model import Coded, Likelihood, Model, Primed, Recipe, expand_given
+from likely.nets import net as build_net
+from likely.noise import Noise
+from likely.space import MISSING, Space
+
+__all__ = ["Autoregressive", "Filter"]
+
+_RECIPES = {
+    "grid": Recipe(lr=2e-3, batch=32, ema=0.998),
+    "columns": Recipe(lr=2e-3, batch=64, ema=0.998),
+    "sequence": Recipe(lr=2e-3, batch=16, ema=0.998),
+}
+_CHUNK = 2**18  # entries of examples that are drawn side by side
+
+
+@dataclass(frozen=True)
+class Filter:
+    """How draws depart from the model: logits over `temperature`, the `top_k` likeliest values,
+    or the likeliest ones that together reach the mass `top_p`. Categorical entries only."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UsageError(f"The temperature must be positive, got {self.temperature}.", "For the likeliest values pass top_k=1.")
+        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
+            raise UsageError(f"Got top_k={self.top_k}, top_p={self.top_p}.", "top_k is at least 1, and top_p in (0, 1].")
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits [..., K] of the filtered distribution, -inf where it has no mass."""
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[..., -1:], -math.inf)
+        if self.top_p is not None:
+            values, order = logits.sort(descending=True)
+            mass = values.softmax(-1)
+            beyond = mass.cumsum(-1) - mass >= self.top_p  # the mass of the likelier values suffices
+            logits = logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -math.inf)
+        return logits
+
+
+class Autoregressive(Model, Likelihood, Primed, Coded):
+    """A causal net and a head for each entry.
+
+    Args:
+        net: another causal net than the layout's default.
+        width, depth, dropout: of the net, instead of the size's.
+        components: of mixtures of logistics or normals, for numbers.
+        categorical_up_to: ordinals of at most so many levels have a free probability per level.
+    """
+
+    summary = "each entry given those before it, by a causal net"
+    layouts = frozenset({"grid", "columns", "sequence"})
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None = None,
+        size: str = "small",
+        net: str | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        dropout: float | None = None,
+        components: int = 10,
+        categorical_up_to: int = 64,
+    ) -> None:
+        super().__init__(space, given=given, size=size)
+        self.recipe = _RECIPES[space.layout]  # type: ignore[misc]
+        self.symbols = _with_end(space)
+        self.heads = Heads(self.symbols, components=components, categorical_up_to=categorical_up_to)
+        options = {"width": width, "depth": depth, "dropout": dropout}
+        causal = build_net(self.symbols, "causal", size, word=net, given=given, out=self.heads.width, **options)
+        self.net = Ending(causal, self.symbols.supports[0].levels - 1) if space.variable else causal
+
+    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
+        return -self._log_masses(x, given).flatten(1).sum(1)
+
+    def _log_masses(self, x: Tensor, given: Tensor | None) -> Tensor:
+        """log p(x_i | x_<i) of each entry, [B, *shape]; 0 for what does not count."""
+        symbols, counts = self._symbols(x)
+        nats = self.heads.log_mass(self.net(symbols, given), symbols)
+        return nats if counts is None else nats.masked_fill(~counts, 0.0)
+
+    def _symbols(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x with symbols in place of its padding, and which entries count; None if all do."""
+        if self.space.layout != "sequence":
+            return x, None
+        padding = x < 0
+        if not self.space.variable:
+            return x.clamp_min(0), ~padding
+        return x.masked_fill(padding, self.symbols.supports[0].levels - 1), padding.cumsum(1) <= 1  # the end itself counts
+
+    # -- likelihood -----------------------------------------------------------------------------
+
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        with _evaluating(self):
+            return LogProb(self._log_masses(x, given).double().flatten(1).sum(1), "exact")
+
+    @torch.no_grad()
+    def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
+        if self.space.layout != "sequence" or self.space.variable:
+            raise UsageError(f"A stretch has no likelihood under a model of a {self.space}.", "Fit one to windows of a text.")
+        with _evaluating(self):
+            parts = [self._log_masses(windows, None).gather(1, place) for windows, place in self._windows(stretch, prefix)]
+        return torch.cat(parts).flatten()[: len(stretch)].double()
+
+    def _windows(self, stretch: Tensor, prefix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Overlapping windows, and the half of each (at its end, where the prefix is long enough) that is scored."""
+        length, half = self.space.shape[0], (self.space.shape[0] + 1) // 2
+        first = len(prefix) + torch.arange(0, len(stretch), half, device=stretch.device)
+        start = (first + half - length).clamp_min(0)
+        text = F.pad(torch.cat([prefix, stretch]), (0, length), value=-1)
+        for i in range(0, len(start), 64):
+            begin = start[i : i + 64, None]
+            yield (
+                text[begin + torch.arange(length, device=text.device)],
+                first[i : i + 64, None] - begin + torch.arange(half, device=text.device),
+            )
+
+    # -- samples --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        given: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """Draw n examples, entry by entry.
+
+        `temperature`, `top_k` and `top_p` filter categorical entries (see `Filter`) and so change
+        the distribution that is drawn from; `log_prob` stays that of the model itself.
+        """
+        if how:
+            raise UsageError(f"Unknown sampling option '{next(iter(how))}'.", "Known: temperature, top_k, top_p.")
+        keep = Filter(temperature, top_k, top_p)
+        given, size = expand_given(given, n), max(1, _CHUNK // self.space.dims)
+        with _evaluating(self):
+            rows = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+            parts = [self._draw(r.stop - r.start, None if given is None else given[r], keep) for r in rows]
+        return torch.cat(parts) if parts else torch.empty(0, *self.space.shape, dtype=self.space.dtype)
+
+    def _draw(self, n: int, given: Tensor | None, keep: Filter) -> Tensor:
+        state, last, drawn = self.net.init_state(n, given), None, []
+        for place in self.order:
+            state, parameters = self.net.step(state, last)
+            last = self._draw_entry(place, parameters, keep)
+            drawn.append(last)
+        flat = torch.stack(drawn, 1)[:, self.net.order.argsort()]
+        return self._padded(flat.view(n, *self.space.shape))
+
+    def _draw_entry(self, place: int, parameters: Tensor, keep: Filter) -> Tensor:
+        """Values [n] of one entry, in data units."""
+        support = self._support(place)
+        if keep == Filter():
+            return self.heads.sample_at(support, parameters)
+        if not isinstance(self.heads.at(support), Categorical):
+            raise UsageError("temperature, top_k and top_p filter categorical entries only.", "Sample without them.")
+        states = self.symbols.supports[support].states
+        return self.heads.sample_at(support, keep(parameters[:, :states].float()))
+
+    @property
+    def order(self) -> list[int]:
+        """Places of a flattened example, in the order of the conditionals."""
+        return self.net.order.tolist()
+
+    def _support(self, place: int) -> int:
+        """Which support the entry at a place of a flattened example has."""
+        return place * len(self.space.supports) // self.space.dims
+
+    def _padded(self, symbols: Tensor) -> Tensor:
+        """Data from symbols: the end and what follows it become padding."""
+        return symbols.masked_fill(symbols == self.symbols.supports[0].levels - 1, -1) if self.space.variable else symbols
+
+    # -- codes ----------------------------------------------------------------------------------
+
+    def codec(self, given: Tensor | None = None) -> Codec:
+        """A codec of examples whose entries are of finitely many states.
+
+        Raises: UsageError for real or decimal entries.
+        """
+        if any(s.states is None for s in self.space.supports):
+            raise UsageError(f"A {self.space} cannot be coded by an autoregressive model yet.", "Nominal and ordinal entries can.")
+        coded = autoregressive(self.symbols, self.net, self._logits, given, self.order)
+        return coded.mapped(lambda x: self._symbols(x)[0], self._padded)
+
+    def _logits(self, place: int, parameters: Tensor) -> Tensor:
+        """float64 logits of an entry's states, a missing one last."""
+        head, support = self.heads.at(self._support(place)), self.symbols.supports[self._support(place)]
+        if isinstance(head, Categorical):
+            return parameters[:, : head.width].double()
+        states = torch.tensor([*range(support.levels), *[MISSING] * support.missing], device=parameters.device)
+        each = parameters[:, None, : head.width].expand(-1, len(states), -1)
+        return head.log_mass(each, states.expand(len(parameters), -1)).double()
+
+
+class Ending(nn.Module):
+    """A causal net after whose end symbol only the end symbol can follow."""
+
+    def __init__(self, net: nn.Module, end: int) -> None:
+        super().__init__()
+        self.net, self.end, self.order = net, end, net.order
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        return self.net(x, given)  # what follows an end does not count there
+
+    def init_state(self, n: int, given: Tensor | None = None) -> Any:
+        return self.net.init_state(n, given)
+
+    def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]:
+        state, parameters = self.net.step(state, x_i)
+        if x_i is not None:  # it repeats, so the last symbol tells
+            certain = torch.full_like(parameters, -math.inf)
+            certain[:, self.end] = 0.0
+            parameters = torch.where((x_i == self.end)[:, None], certain, parameters)
+        return state, parameters
+
+
+def _with_end(space: Space) -> Space:
+    """The space of symbols that are predicted: a sequence of variable length has one more, its end."""
+    if not space.variable:
+        return space
+    return replace(space, supports=(replace(space.supports[0], levels=space.supports[0].levels + 1),), variable=False)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, whatever mode the model is in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
