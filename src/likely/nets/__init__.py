@@ -8,7 +8,7 @@ Nets know nothing of probability; families know no convolution. What each role c
     decoder   latents z [B, in] -> [B, *shape, out]
     denoiser  (u [B, *shape], t [B]) -> [B, out * C, *rest]
     energy    reals u [B, *shape] -> [B, out]
-    coupling  reals u [B, *shape] -> [B, out * C, *rest]: no time, made for the steps of a flow
+    coupling  reals u [B, *shape] -> [B, moved, out]: out parameters of each entry where `moves` is true
 
 Every net accepts `given` through `nets.conditioning`.
 """
@@ -27,6 +27,8 @@ __all__ = ["NETS", "net"]
 
 # (role, layout) -> {word: "module:Class"}; the first word is the default, chosen by measurement.
 NETS: dict[tuple[str, str], dict[str, str]] = {
+    ("coupling", "grid"): {"conv": "likely.nets.coupling:ConvCoupling", "mlp": "likely.nets.coupling:MLPCoupling"},
+    ("coupling", "columns"): {"mlp": "likely.nets.coupling:MLPCoupling"},
     ("causal", "grid"): {"gated-pixelcnn": "likely.nets.causal.grid:GatedPixelCNN"},
     ("encoder", "grid"): {
         "auto": "likely.nets.autoencoder:grid_encoder",
