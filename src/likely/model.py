@@ -76,6 +76,7 @@ class Model(nn.Module, ABC):
         if size not in self.sizes:
             raise UsageError(f"Unknown size '{size}'.", f"Known: {', '.join(self.sizes)}.")
         self.space, self.given_space, self.size = space, given, size
+        self.config: dict[str, Any] = {}  # how the registry built it: model, size, options
 
     @classmethod
     def options(cls, size: str, **chosen: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def save(model: "Model", folder: str | Path, *, data: dict[str, Any] | None = No
 
     import likely
 
-    if not hasattr(model, "config"):
+    if not model.config:
         raise UsageError(
             f"{type(model).__name__} was not built by the registry, so it cannot be stored.",
             "Build it with likely.families.build(name, space).",

@@ -7,6 +7,7 @@ for bit on a CPU where the budget is in steps or epochs.
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def fit(
     if folder and (finished := _finished(folder)):
         return finished
     settings = Settings(seed, recipe, precision, threads, checkpoint_seconds, folder)
-    title = getattr(model, "config", {}).get("model", type(model).__name__)
+    title = model.config.get("model", type(model).__name__)
     shown = Progress(title, progress if callable(progress) else None, bool(progress) and accelerator.is_main_process)
     before = torch.get_num_threads()
     try:
@@ -119,7 +120,7 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
     except TrainingError as error:
         stopped, failure = "failed", error
     state = trainer.state
-    model = trainer.shadow.to("cpu", memory_format=torch.preserve_format).requires_grad_(True)
+    model = trainer.shadow.to("cpu").requires_grad_(True)
     run = Run(model, trainer.budget.elapsed, state.cpu_seconds, state.step, trainer.settings.seed, state.curve, str(trainer.pace), stopped)
     _store(run, trainer.data, trainer.settings.folder, trainer.ranks.is_main_process)
     if failure:
@@ -165,9 +166,9 @@ def _claim(out: str | Path | None, plan: dict[str, Any], gather: Any) -> Path | 
     folder = store.claim_folder(out)
     path = folder / "plan.json"
     before = json.loads(path.read_text()) if path.exists() else None
-    for name in plan if before else ():
-        if before[name] != plan[name]:
-            raise UsageError(f"{folder} holds a run with {name} {before[name]}, not {plan[name]}.", "Name another --out.")
+    for name, value in (before or {}).items():
+        if value != plan.get(name):
+            raise UsageError(f"{folder} holds a run with {name} {value}, not {plan.get(name)}.", "Name another --out.")
     gather([True])  # every rank has looked before one writes
     if before is None:
         store.write_atomically(path, json.dumps(plan, indent=1).encode())
@@ -178,7 +179,8 @@ def _plan(model: Model, data: Data, seed: int, budget: Budget, batch: int, lr: f
     """What makes a run the same run, as JSON."""
     sample = data.train.x[:: max(1, len(data.train) // 1024)]
     record = {
-        **getattr(model, "config", {"model": type(model).__name__}),
+        "model": type(model).__name__,
+        **model.config,
         "given": model.given_space.to_json() if model.given_space else None,
         "seed": seed,
         "budget": f"{budget.steps} steps" if budget.steps else f"{budget.seconds:g} seconds",
@@ -210,3 +212,8 @@ def _accelerator(device: str, track: str | None, out: str | Path | None, *, turn
     if track:
         accelerator.init_trackers("likely")
     return accelerator, gather_object if PartialState().num_processes > 1 else list
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or rank 0 of several."""
+    return int(os.environ.get("RANK", "0")) == 0

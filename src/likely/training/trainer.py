@@ -157,6 +157,7 @@ class Trainer:
         x, given = self._rows(batch_rows(len(self.train), self.recipe.batch, seed, state.step, self.rank, self.world))
         x = self._augmented(x)
         rate = self.recipe.lr * state.lr_factor * self.budget.learning_rate(state.step, fraction, self.recipe.warmup)
+        loss = math.nan
         for turn, optimiser in self.optimisers.items():
             loss = self._gradients(x, given, turn)
             params = optimiser.param_groups[0]["params"] + optimiser.param_groups[1]["params"]
@@ -174,7 +175,7 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
-        torch._foreach_lerp_(self.shadow_params, self.params, 1 - decay)
+        torch._foreach_lerp_(self.shadow_params, self.params, 1 - decay)  # pyright: ignore
 
     def _gradients(self, x: Tensor, given: Tensor | None, turn: str) -> float:
         """Gradients of the mean loss of one turn, in micro-batches; out of memory halves those and tries again."""
@@ -260,7 +261,7 @@ class Trainer:
     def _sync_shadow(self) -> None:
         """Buffers are copied; so are the weights where they are not averaged."""
         if not self.recipe.ema:
-            torch._foreach_copy_(list(self.shadow.parameters()), list(self.model.parameters()))
+            torch._foreach_copy_(list(self.shadow.parameters()), list(self.model.parameters()))  # pyright: ignore
         for mine, theirs in zip(self.shadow.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)
 

@@ -1,0 +1,351 @@
+"""The command line: verbs -> functions, no logic. Nothing heavy is imported before a verb needs it."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from likely import __version__
+from likely.errors import LikelyError, UsageError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="likely",
+    help="Fit any data with any family of deep generative model, say in bits how likely the data is under it, and use the model.\n\n"
+    "DATA is a built-in name (digits, wine, breast-cancer, moons, checkerboard, ...), a folder of images, a text, a CSV or Parquet "
+    "table, or an .npz, .npy or .idx file.",
+    epilog="Start with:  likely compare digits",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+# --- arguments and options that verbs share, spelt alike everywhere ---------------------------------
+
+DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Built-in name, folder or file.", show_default=False)]
+FolderArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder of a stored model.", show_default=False)]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Where results go.", show_default=False)]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+SizeOption = Annotated[str, typer.Option("--size", help="tiny, small or base: one dial of size.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+GivenOption = Annotated[str | None, typer.Option("--given", help="What to condition on: label, or columns of a table.", show_default=False)]
+ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to condition on: label=3.", show_default=False)]
+
+READING = "How DATA is read"
+Levels = Annotated[
+    int | None, typer.Option("--levels", help="Values 0..levels-1 of integers.", rich_help_panel=READING, show_default=False)
+]
+Window = Annotated[int, typer.Option("--window", help="Bytes per training example of a text.", rich_help_panel=READING)]
+Tile = Annotated[
+    int | None,
+    typer.Option("--tile", help="Cut images of mixed sizes into tiles of this side.", rich_help_panel=READING, show_default=False),
+]
+Resize = Annotated[int | None, typer.Option("--resize", help="Resize images to this side.", rich_help_panel=READING, show_default=False)]
+Precision = Annotated[
+    int | None,
+    typer.Option("--precision", help="Decimals that a table's numbers are rounded to.", rich_help_panel=READING, show_default=False),
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option("--missing", help="A further spelling of a missing cell (repeatable).", rich_help_panel=READING, show_default=False),
+]
+Augment = Annotated[
+    list[str] | None,
+    typer.Option("--augment", help="flip or shift, on training images only (repeatable).", rich_help_panel=READING, show_default=False),
+]
+SplitSeed = Annotated[int, typer.Option("--split-seed", help="Of the split into training, validation and test.", rich_help_panel=READING)]
+
+OWN_OPTIONS: Any = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _load(data: str, given: str | None = None, **read: Any) -> Any:
+    """`likely.load` with the reading options that were given; comma-separated names of `given` become a tuple."""
+    import likely
+
+    names = tuple(given.split(",")) if given and "," in given else given
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items() if value is not None}
+    return likely.load(data, given=names, **chosen)
+
+
+@app.command(epilog="Example:  likely compare digits --minutes 3   then open likely-runs/digits/report.html")
+def compare(
+    data: DataArg,
+    models: Annotated[
+        str | None, typer.Option("--models", help="Comma-separated; all that fit the data by default.", show_default=False)
+    ] = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Wall-clock training time over all models.")] = 3.0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs per model, for a ranking with its spread.")] = 1,
+    jobs: Annotated[int | None, typer.Option("--jobs", help="Models trained side by side.", show_default="by machine")] = None,
+    out: OutOption = None,
+    size: SizeOption = "small",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    given: GivenOption = None,
+    levels: Levels = None,
+    window: Window = 128,
+    tile: Tile = None,
+    resize: Resize = None,
+    precision: Precision = None,
+    missing: Missing = None,
+    augment: Augment = None,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """One model per family on the same data and budget: a leaderboard in bits, and an HTML report.
+
+    Interrupted or killed, the same command goes on where it stopped.
+    """
+    import likely
+
+    loaded = _load(
+        data,
+        given,
+        levels=levels,
+        window=window,
+        tile=tile,
+        resize=resize,
+        precision=precision,
+        missing=missing,
+        augment=augment,
+        seed=split_seed,
+    )
+    names = [name.strip() for name in models.split(",")] if models else None
+    likely.compare(loaded, names, minutes=minutes, seeds=seeds, jobs=jobs, out=out, size=size, seed=seed, device=device)
+
+
+@app.command(
+    context_settings=OWN_OPTIONS,
+    epilog="Example:  likely fit digits flow --minutes 1 --out my-flow   Options of a family:  likely models flow",
+)
+def fit(
+    context: typer.Context,
+    data: DataArg,
+    model: Annotated[str, typer.Argument(help="A family: see `likely models`.")] = "autoregressive",
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Budget of wall-clock time [default: 3].", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Or a budget of steps.", show_default=False)] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Or of passes over the training split.", show_default=False)] = None,
+    out: OutOption = None,
+    start: Annotated[Path | None, typer.Option("--from", help="Go on from a stored model.", show_default=False)] = None,
+    size: SizeOption = "small",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="measured")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Examples per step.", show_default="the family's")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="the family's")] = None,
+    numbers: Annotated[str, typer.Option("--float", help="auto, float32 or bf16.")] = "auto",
+    track: Annotated[str | None, typer.Option("--track", help="A tracker, such as tensorboard.", show_default=False)] = None,
+    given: GivenOption = None,
+    levels: Levels = None,
+    window: Window = 128,
+    tile: Tile = None,
+    resize: Resize = None,
+    precision: Precision = None,
+    missing: Missing = None,
+    augment: Augment = None,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """Fit one model. Leaves the model and `run.json`, with its test likelihood, in --out (default: likely-runs/DATA-MODEL).
+
+    Further options are the family's own, such as --layers 8. Killed, the same command goes on where it stopped.
+    On several processes:  torchrun --nproc-per-node 2 -m likely fit ...
+    """
+    import likely
+    from likely import printing, train
+
+    loaded = _load(
+        data,
+        given,
+        levels=levels,
+        window=window,
+        tile=tile,
+        resize=resize,
+        precision=precision,
+        missing=missing,
+        augment=augment,
+        seed=split_seed,
+    )
+    options = _family_options(context.args, model)
+    out = out or Path("likely-runs") / f"{loaded.name}-{model}"
+    budget = {"minutes": minutes, "steps": steps, "epochs": epochs}
+    how = {"size": size, "seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": numbers, "track": track}
+    run = likely.fit(loaded, likely.open(start) if start else model, out=out, **budget, **how, **options)
+    if train.is_main_process():
+        printing.fitted(run, out)
+    if run.stopped == "interrupted":
+        raise typer.Exit(130)
+
+
+@app.command(context_settings=OWN_OPTIONS, epilog="Example:  likely sample my-model -n 100 --out samples.png")
+def sample(
+    context: typer.Context,
+    folder: FolderArg,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many.")] = 64,
+    out: OutOption = None,
+    given: ValuesOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Draw from a stored model: a PNG grid or a folder of images, text, CSV or .npz, by the name of --out.
+
+    Further options are the sampler's own, such as --temperature 0.8.
+    """
+    import likely
+    from likely import printing
+
+    model = likely.open(folder)
+    out = out or Path(printing.default_name(model.space))
+    x = likely.sample(model, n, given=given, seed=seed, out=out, **_extra(context.args))
+    printing.sampled(x, model.space, out)
+
+
+@app.command(epilog="Example:  likely score my-model new-images/ --out scores.csv")
+def score(
+    folder: FolderArg,
+    data: Annotated[
+        str | None, typer.Argument(help="New data of the same kind; the model's own test split by default.", show_default=False)
+    ] = None,
+    out: OutOption = None,
+    given: ValuesOption = None,
+    draws: Annotated[int | None, typer.Option("--draws", help="Draws of a bound.", show_default="the family's")] = None,
+    seed: SeedOption = 0,
+    top: Annotated[int, typer.Option("--top", help="Outliers to print.")] = 10,
+) -> None:
+    """Log-likelihood of each example, the least likely (the outliers) first; all of them as CSV in --out."""
+    import likely
+    from likely import printing
+
+    rows = likely.score(folder, data, given=given, draws=draws, seed=seed)
+    printing.scored(rows, top, out)
+
+
+@app.command()
+def show(folder: FolderArg) -> None:
+    """The card of a stored model, after its files were verified."""
+    import likely
+    from likely import printing
+
+    printing.markdown(likely.show(folder))
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="A family whose options to list.", show_default=False)] = None) -> None:
+    """The families, what each can do, and the options of one."""
+    import likely
+    from likely import families, printing
+
+    if name is not None:
+        families.family_class(name)  # raises, with the nearest name
+    printing.families(likely.models(), name)
+
+
+@app.command(name="data", epilog="Example:  likely data digits")
+def describe(
+    data: DataArg,
+    given: GivenOption = None,
+    levels: Levels = None,
+    window: Window = 128,
+    tile: Tile = None,
+    resize: Resize = None,
+    precision: Precision = None,
+    missing: Missing = None,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """What is in DATA: counts, entropy per column, the bits of trivial models, duplicates, what was skipped."""
+    import likely
+    from likely import printing
+
+    loaded = _load(
+        data, given, levels=levels, window=window, tile=tile, resize=resize, precision=precision, missing=missing, seed=split_seed
+    )
+    printing.described(likely.data(loaded))
+
+
+# --- options of a family or sampler ------------------------------------------------------------------
+
+
+def _extra(args: list[str]) -> dict[str, Any]:
+    """`--name value`, `--name=value` and bare `--flag` of options that typer does not know, as Python values."""
+    from ast import literal_eval
+
+    found: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"Unexpected argument '{word}'.", "Options of a family are written --name value.")
+        name, sign, text = word[2:].partition("=")
+        if not sign:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
+        try:
+            found[name.replace("-", "_")] = literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name.replace("-", "_")] = text
+    return found
+
+
+def _family_options(args: list[str], model: str) -> dict[str, Any]:
+    """Further options, checked against those of the verb and the family, so that a misspelt one is named."""
+    from likely import families
+    from likely.errors import nearest
+
+    options = _extra(args)
+    known = set(families.option_names(families.family_class(model)))
+    verb = {"minutes", "steps", "epochs", "out", "from", "size", "seed", "device", "threads", "batch", "lr", "given", "levels", "augment"}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"Neither `fit` nor the family '{model}' has an option --{name}.", nearest(name, known | verb))
+    return options
+
+
+# --- entry -----------------------------------------------------------------------------------------
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"likely {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: an error is one line and a hint; `--debug` shows where it came from."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    if not debug:
+        warnings.showwarning = _print_warning
+    try:
+        app()
+    except LikelyError as error:
+        _fail(error.message, error.hint, error.exit_code, debug)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", "", 130, debug)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error}", "This is not an expected error: run again with --debug to see where it arises.", 1, debug)
+
+
+def _fail(message: str, hint: str, code: int, debug: bool) -> None:
+    """Print an error and exit with its code; within `except`, so that `--debug` can raise it again."""
+    if debug:
+        raise
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(message)}")
+    if hint:
+        console.print(f"[dim]{escape(hint)}[/]")
+    raise SystemExit(code)
+
+
+def _print_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)

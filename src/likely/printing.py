@@ -1,0 +1,108 @@
+"""What the command line prints, with rich."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from likely.logprob import format_bits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from likely.space import Space
+    from likely.train import Run
+
+__all__ = ["default_name", "described", "families", "fitted", "markdown", "sampled", "scored"]
+
+console = Console(highlight=False)
+
+
+def fitted(run: "Run", folder: Path) -> None:
+    """How a run ended, its test likelihood, and what to do next."""
+    import json
+
+    test = json.loads((folder / "run.json").read_text())["test"]
+    ends = {
+        "interrupted": "Stopped by hand: the best model so far is kept; the same command goes on",
+        "early stop": "Stopped early: the validation loss no longer fell",
+        "closed form": "Fitted in closed form",
+    }
+    console.print(f"{ends.get(run.stopped, 'Trained')} ({run.steps:,} steps, {run.seconds:.1f} s).")
+    if test:
+        console.print(f"test: [bold]{format_bits(test['value'], test['kind'], test['stderr'])} {test['unit']}[/]  ({_footnote(test)})")
+    else:
+        console.print("This family has no likelihood; compare its samples with `likely compare`.")
+    console.print(f"[dim]{folder}  ->  likely show {folder}, likely sample {folder}[/]")
+
+
+def _footnote(test: dict[str, Any]) -> str:
+    return ", ".join(part for part in (test["kind"], test["how"], f"n={test['n']}") if part)
+
+
+def default_name(space: "Space") -> str:
+    """A file for samples of a space in the current folder."""
+    if space.layout == "grid":
+        return "samples.png" if space.discrete else "samples.npz"
+    return {"sequence": "samples.txt", "columns": "samples.csv"}.get(space.layout, "samples.npz")
+
+
+def sampled(x: "Tensor", space: "Space", out: Path) -> None:
+    console.print(f"{len(x)} examples of {space} -> [bold]{out}[/]")
+
+
+def scored(rows: list[dict[str, Any]], top: int, out: Path | None) -> None:
+    """The least likely examples as a table; all of them as CSV."""
+    table = Table("rank", "example", rows[0]["unit"], "nats", "likelier than it", title=f"Least likely of {len(rows)} ({rows[0]['kind']})")
+    for row in rows[:top]:
+        value = format_bits(row["bits"], row["kind"])
+        table.add_row(str(row["rank"]), str(row["example"]), value, f"{row['nats']:.2f}", f"{row['percentile']:.1%}")
+    console.print(table)
+    mean = math.fsum(row["bits"] for row in rows) / len(rows)
+    console.print(f"mean {format_bits(mean, rows[0]['kind'])} {rows[0]['unit']} over {len(rows)} examples")
+    if out is not None:
+        from likely.store import write_atomically
+
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(out, text.getvalue().encode())
+        console.print(f"[bold]{out}[/]")
+
+
+def markdown(text: str) -> None:
+    from rich.markdown import Markdown
+
+    console.print(Markdown(text))
+
+
+def families(records: list[dict[str, Any]], name: str | None) -> None:
+    """The table of families, or the options of one."""
+    if name is None:
+        table = Table("family", "what it is", "data", "can", box=None, padding=(0, 2, 0, 0))
+        for record in records:
+            table.add_row(
+                f"[bold]{record['name']}[/]", record["summary"], ", ".join(record["layouts"]), ", ".join(["sample", *record["abilities"]])
+            )
+        console.print(table)
+        console.print("\n[dim]Options of one: likely models NAME[/]")
+        return
+    record = next(r for r in records if r["name"] == name)
+    can = ", ".join(["sample", *record["abilities"]])
+    console.print(f"[bold]{name}[/]: {record['summary']}\nmodels {', '.join(record['layouts'])} data; can {can}\n")
+    table = Table("option", "type and default", *record["sizes"], box=None, padding=(0, 2, 0, 0))
+    for option, kind in record["options"].items():
+        table.add_row(f"--{option.replace('_', '-')}", kind, *(str(size.get(option, "")) for size in record["sizes"].values()))
+    console.print(table)
+
+
+def described(record: dict[str, Any]) -> None:
+    """What `likely data` found."""
+    from likely.sources import print_description
+
+    print_description(record, console)
