@@ -1,0 +1,66 @@
+"""The protocol of an invertible map, and their composition.
+
+A bijection takes x [B, *shape] to y [B, *shape'] of as many dimensions, and returns with it
+log |det dy/dx| [B] in nats and float64, from one pass; `inverse` does the same the other way
+round. For a density this is all there is: log p(x) = log p(y) + log |det dy/dx|.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Bijection", "Chain", "per_example"]
+
+
+def per_example(log_derivative: Tensor) -> Tensor:
+    """Sum of the entries' log-derivatives, [B, ...] -> [B], in float64."""
+    return log_derivative.flatten(1).sum(1, dtype=torch.float64)
+
+
+class Bijection(nn.Module, ABC):
+    """An invertible differentiable map, optionally conditioned on `given`."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y and log |det dy/dx|."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x and log |det dx/dy|."""
+
+    def start(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Set what depends on a first batch, and return its image."""
+        return self(x, given)[0]
+
+
+class Chain(Bijection):
+    """Bijections one after the other."""
+
+    def __init__(self, parts: Iterable[Bijection]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def __iter__(self) -> Iterator[Bijection]:
+        return iter(cast("Iterable[Bijection]", self.parts))
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(len(x), dtype=torch.float64)
+        for part in self:
+            x, log_det = part(x, given)
+            total = total + log_det
+        return x, total
+
+    def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = y.new_zeros(len(y), dtype=torch.float64)
+        for part in reversed(list(self)):
+            y, log_det = part.inverse(y, given)
+            total = total + log_det
+        return y, total
+
+    def start(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        for part in self:
+            x = part.start(x, given)
+        return x

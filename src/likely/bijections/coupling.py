@@ -1,0 +1,47 @@
+"""Coupling: entries that stay choose the map of those that move, so the Jacobian is triangular.
+
+References:
+    | NICE: Non-linear independent components estimation (Dinh et al., 2014) | https://arxiv.org/abs/1410.8516
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from likely.bijections.base import Bijection, per_example
+from likely.bijections.elementwise import Elementwise
+
+__all__ = ["Coupling"]
+
+
+class Coupling(Bijection):
+    """y_moved = f(x_moved; net(x_stay)), y_stay = x_stay.
+
+    Args:
+        moves: bool [*shape], the entries that move.
+        transform: the map f of single numbers.
+        net: (x with zeros for what moves [B, *shape], given) -> raw parameters [B, moved, transform.size],
+            in the order of the flattened entries.
+    """
+
+    stay: Tensor
+    moved: Tensor
+
+    def __init__(self, moves: Tensor, transform: Elementwise, net: nn.Module) -> None:
+        super().__init__()
+        self.transform, self.net = transform, net
+        self.register_buffer("stay", (~moves).float())
+        self.register_buffer("moved", moves.flatten().nonzero().squeeze(1))
+
+    def _apply_to(
+        self, x: Tensor, given: Tensor | None, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        flat = x.flatten(1)
+        value, log_derivative = transform(flat[:, self.moved], self.net(x * self.stay, given))
+        return flat.index_copy(1, self.moved, value).view_as(x), per_example(log_derivative)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._apply_to(x, given, self.transform)
+
+    def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._apply_to(y, given, self.transform.inverse)
