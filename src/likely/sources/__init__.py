@@ -4,6 +4,7 @@ A reader turns one kind of source into `Examples`; the way from there to the spl
 (`examples.into_data`). Nothing is imported before a source needs it.
 """
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -60,51 +61,128 @@ def load(
 
     Raises: DataError for what cannot be read; UsageError for a name or option that does not exist.
     """
-    from likely.sources.examples import Options, into_data
+    from likely.sources.examples import Options
 
     options = Options(
         levels, given, seed, layout, window, tile, resize, precision, tuple(missing), tuple(nominal), header, tuple(augment),
         missing_labels, count,
     )  # fmt: skip
-    label, told = _identity(source)
-    return into_data(_read(source, options), options, name or label, told)
-
-
-def _read(source: Any, options: "Options") -> "Examples":
+    own_name, told = _identity(source)
     if isinstance(source, str | PathLike):
-        return _read_named(str(source), options)
-    return _read_object(source, options)
+        return _load_named(str(source), options, name or own_name, told)
+    return _load_object(source, options, name or own_name, told)
 
 
-def _read_named(source: str, options: "Options") -> "Examples":
+def _load_named(source: str, options: "Options", name: str, told: str) -> "Data":
     builtin = import_module("likely.sources.builtin").BUILTIN
     if source in builtin:
-        return builtin[source](options)
+        return _into_data(builtin[source](options), options, name, told)
     path = Path(source)
     if not path.exists():
-        hint = f"It is neither a file nor a built-in data set. {nearest(source, builtin)}"
-        raise DataError(f"There is no data '{source}'.", hint)
-    raise DataError(f"{source} cannot be read.")
+        raise DataError(f"There is no data '{source}': no such file, and no built-in data of that name.", nearest(source, builtin))
+    kind = _kind(path, options)
+    if kind == "text":
+        text = import_module("likely.sources.text")
+        return text.text_data(text.text_files(path), options, name, told)
+    return _into_data(_READERS[kind](path, options), options, name, told)
+
+
+def rebuild(card: dict[str, Any]) -> "Data":
+    """The data that a card describes, read and split again as they were.
+
+    Raises: DataError if the source was an object in memory, is gone, or has changed since.
+    """
+    if card["source"].endswith(" in memory"):
+        raise DataError(f"The data were a {card['source']}, which a model does not store.", "Load them, and pass them on.")
+    data = load(card["source"], **card["options"])
+    was, now = card["split"]["fingerprint"], data.card["split"]["fingerprint"]
+    if was != now:
+        raise DataError(
+            f"{card['source']} has changed since the model was fitted to it (fingerprint {was}, now {now}).", "Restore the file."
+        )
+    return data
+
+
+def _kind(path: Path, options: "Options") -> str:
+    """Which reader serves a path; what no other knows is read as text, that is, as bytes."""
+    files, images = import_module("likely.sources.files"), import_module("likely.sources.images")
+    packed = import_module("likely.sources.packed")
+    paths = files.list_files(path) if path.is_dir() else [path]
+    if options.layout == "sequence" and not any(files.suffix(p) in (".npy", ".npz") for p in paths):
+        return "text"
+    if any(images.is_image(p) for p in paths):
+        return "images"
+    if path.is_dir():
+        return "idx folder" if any(packed.is_idx(p) for p in paths) else "text"
+    if files.suffix(path) in (".csv", ".tsv", ".tab", ".parquet", ".pq"):
+        return "table"
+    return "packed" if files.suffix(path) in (".npz", ".npy") or packed.is_idx(path) else "text"
+
+
+def _read_images(path: Path, options: "Options") -> "Examples":
+    images, files = import_module("likely.sources.images"), import_module("likely.sources.files")
+    if path.is_dir():
+        return images.image_examples(files.list_files(path), path, options)
+    return images.image_examples([path], path.parent, options)
+
+
+def _read_table(path: Path, options: "Options") -> "Examples":
+    columns, tables = import_module("likely.sources.columns"), import_module("likely.sources.tables")
+    return tables.table_examples(columns.read_columns(path, options.header), options)
+
+
+_READERS: dict[str, Callable[[Path, "Options"], "Examples"]] = {
+    "images": _read_images,
+    "table": _read_table,
+    "packed": lambda path, options: import_module("likely.sources.packed").packed_examples(path, options),
+    "idx folder": lambda path, options: import_module("likely.sources.packed").idx_folder_examples(path, options),
+}
+
+
+def _load_object(source: Any, options: "Options", name: str, told: str) -> "Data":
+    texts = _texts(source)
+    if texts is not None:
+        return import_module("likely.sources.text").text_data(texts, options, name, told)
+    return _into_data(_read_object(source, options), options, name, told)
+
+
+def _texts(source: Any) -> list[bytes] | None:
+    """The texts of bytes, or of a list of bytes or strings; None of anything else."""
+    if isinstance(source, bytes):
+        return [source]
+    if isinstance(source, list | tuple) and source and all(isinstance(t, str | bytes) for t in source):
+        return [t.encode() if isinstance(t, str) else t for t in source]
+    return None
 
 
 def _read_object(source: Any, options: "Options") -> "Examples":
     arrays = import_module("likely.sources.arrays")
+    if hasattr(source, "columns"):
+        columns, tables = import_module("likely.sources.columns"), import_module("likely.sources.tables")
+        return tables.table_examples(columns.frame_columns(source), options)
+    if isinstance(source, Mapping):
+        return import_module("likely.sources.packed").named_examples(source, options)
     if isinstance(source, tuple) and len(source) == 2:
         return arrays.array_examples(source[0], options, source[1])
-    if hasattr(source, "__array__") or hasattr(source, "detach"):
-        return arrays.array_examples(source, options)
-    if isinstance(source, list) and source:
-        return _read_list(source, options)
+    if isinstance(source, list | tuple) or hasattr(source, "__array__"):
+        return _read_array(source, options)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         return arrays.dataset_examples(source, options)
-    raise DataError(f"A {type(source).__name__} cannot be read as data.")
+    raise DataError(f"A {type(source).__name__} cannot be read as data.", "Give an array, a DataFrame, a torch dataset, bytes or a path.")
 
 
-def _read_list(source: list[Any], options: "Options") -> "Examples":
+def _read_array(source: Any, options: "Options") -> "Examples":
+    """An array; a list of arrays of different shapes is one of point sets."""
     arrays = import_module("likely.sources.arrays")
-    if len({getattr(item, "shape", None) for item in source}) > 1:
+    if isinstance(source, list | tuple) and len({getattr(item, "shape", None) for item in source}) > 1:
         return arrays.ragged_examples(source, options)
     return arrays.array_examples(source, options)
+
+
+def _into_data(found: "Examples", options: "Options", name: str, told: str) -> "Data":
+    if hasattr(options.given, "shape"):
+        found = import_module("likely.sources.arrays").label_examples(found, options.given)
+    return import_module("likely.sources.examples").into_data(found, options, name, told)
 
 
 def _identity(source: Any) -> tuple[str, str]:

@@ -6,7 +6,7 @@ fingerprint of it that `check_fingerprint` compares.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from likely.dataset import Data, Split, Truth, permutation_split
-from likely.errors import DataError, UsageError, nearest
+from likely.errors import DataError
 from likely.noise import row_hash
 from likely.space import Space
 
-__all__ = ["PARTS", "Examples", "Options", "fingerprint", "hashes", "into_data"]
+__all__ = ["PARTS", "PERMUTED", "Examples", "Options", "card_of", "into_data"]
 
 PARTS = ("train", "valid", "test")
+PERMUTED = "numpy.random.default_rng(seed).permutation of {}: test the last fifth, validation the last tenth of what is before it"
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,8 @@ class Options:
 
     def record(self) -> dict[str, Any]:
         """The options that differ from the default, as plain JSON values; arrays are left out."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not f.default}
-        plain = (str, int, bool, tuple, list)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in changed.items() if isinstance(v, plain) and v != ()}
+        plain = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), str | int | tuple | list) and v != f.default}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
 
 
 @dataclass(frozen=True)
@@ -86,34 +86,26 @@ def into_data(examples: Examples, options: Options, name: str, source: str) -> D
     examples, dropped = _conditioned(examples, options)
     index = _split(examples, options.seed)
     splits = {p: Split(examples.x[i], None if examples.labels is None else examples.labels[i]) for p, i in zip(PARTS, index, strict=True)}
-    card = {
-        "source": source,
-        "options": options.record(),
-        "split": _split_record(examples, options, splits),
-        **examples.notes,
-        **dropped,
-        "duplicates": duplicates(splits),
-    }
-    if options.augment:
-        card["augment"] = list(options.augment)
+    method = _method(examples)
+    card = {**card_of(source, options, method, splits), **examples.notes, **dropped}
     given = examples.label_space
     if given is not None and examples.labels is not None:
         given = given.standardised(splits["train"].given)  # type: ignore[arg-type]
     return Data(examples.space, **splits, given=given, name=name, card=card, truth=examples.truth).standardised()
 
 
-def _split_record(examples: Examples, options: Options, splits: dict[str, Split]) -> dict[str, Any]:
+def card_of(source: str, options: Options, method: str, splits: dict[str, Split]) -> dict[str, Any]:
+    """What every card says: the source, how it was read and split, and what repeats."""
+    of = {part: _hashes(split) for part, split in splits.items()}
+    sizes = {part: len(split.x if split.stream is None else split.stream) for part, split in splits.items()}
+    split = {"method": method, "seed": options.seed, "sizes": sizes, "fingerprint": _fingerprint(of)}
+    return {"source": source, "options": options.record(), "split": split, "duplicates": _duplicates(of)}
+
+
+def _method(examples: Examples) -> str:
     if examples.part is not None:
-        method = "as the source says; validation, if it has none, by a seeded permutation of the training rows"
-    else:
-        what = "rows" if examples.group is None else "files"
-        method = f"numpy.random.default_rng(seed).permutation of {what}: test the last fifth, validation the last tenth before it"
-    return {
-        "method": method,
-        "seed": options.seed,
-        "sizes": {p: len(s) for p, s in splits.items()},
-        "fingerprint": fingerprint(splits),
-    }
+        return "as the source says; validation, if it has none, by a seeded permutation of the training rows"
+    return PERMUTED.format("rows" if examples.group is None else "files")
 
 
 def _conditioned(examples: Examples, options: Options) -> tuple[Examples, dict[str, Any]]:
@@ -167,35 +159,22 @@ def _split_as_told(part: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return train, valid, test
 
 
-def hashes(split: Split) -> np.ndarray:
+def _hashes(split: Split) -> np.ndarray:
     """A 64-bit content hash of each example; for a text, of each window at a multiple of its length."""
     x = split.x if split.stream is None else split.x[:: split.x.shape[1]]
-    return torch.cat([row_hash(x[i : i + 4096]) for i in range(0, len(x), 4096)]).numpy()
+    return torch.cat([row_hash(part) for part in x.split(256)]).numpy()
 
 
-def fingerprint(splits: dict[str, Split]) -> str:
+def _fingerprint(hashes: dict[str, np.ndarray]) -> str:
     """What identifies the examples and how they are split, as 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in PARTS:
-        digest.update(hashes(splits[part]).astype("<i8").tobytes())
+        digest.update(hashes[part].astype("<i8").tobytes())
     return digest.hexdigest()[:16]
 
 
-def duplicates(splits: dict[str, Split]) -> dict[str, int]:
-    """Examples that repeat an earlier one of their split, and those of one split that the training split has, too."""
-    of = {part: hashes(split) for part, split in splits.items()}
-    within = {f"within_{part}": len(h) - len(np.unique(h)) for part, h in of.items()}
-    return {
-        **within,
-        "valid_in_train": int(np.isin(of["valid"], of["train"]).sum()),
-        "test_in_train": int(np.isin(of["test"], of["train"]).sum()),
-        "test_in_valid": int(np.isin(of["test"], of["valid"]).sum()),
-    }
-
-
-def check_known(options: dict[str, Any]) -> None:
-    """Raise a `UsageError` for an option that `load` does not have."""
-    known = asdict(Options())
-    for option in options:
-        if option not in known:
-            raise UsageError(f"`load` has no option '{option}'.", nearest(option, known))
+def _duplicates(hashes: dict[str, np.ndarray]) -> dict[str, int]:
+    """Examples that repeat an earlier one of their split, and those of a split that an earlier split has, too."""
+    within = {f"within_{part}": len(h) - len(np.unique(h)) for part, h in hashes.items()}
+    pairs = (("valid", "train"), ("test", "train"), ("test", "valid"))
+    return {**within, **{f"{a}_in_{b}": int(np.isin(hashes[a], hashes[b]).sum()) for a, b in pairs}}

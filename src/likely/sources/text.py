@@ -1,0 +1,83 @@
+"""Text -> one stream of bytes per split, and all of its overlapping windows as examples.
+
+Text is bytes: nothing is decoded, so any file can be read. One text is split contiguously: test is
+its last tenth, validation the last twentieth of what is before it. Several files are split by file.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from likely.dataset import Data, Split, permutation_split
+from likely.errors import DataError
+from likely.sources.examples import PARTS, PERMUTED, Options, card_of
+from likely.sources.files import list_files, read_bytes
+from likely.space import MISSING, Space
+
+__all__ = ["text_data", "text_files", "windows"]
+
+_LEAST_BYTES = 100
+
+
+def text_files(path: Path) -> list[bytes]:
+    """The contents of a text file, or of each file of a folder."""
+    return [read_bytes(p) for p in (list_files(path) if path.is_dir() else [path])]
+
+
+def text_data(texts: Sequence[bytes], options: Options, name: str, source: str) -> Data:
+    """Split texts, and cut each split into overlapping windows (a view of its stream)."""
+    if options.given is not None:
+        raise DataError(f"A text has nothing to condition on called '{options.given}'.", "Leave `given` out to fit p(x).")
+    if sum(map(len, texts)) < _LEAST_BYTES:
+        raise DataError(f"The text has {sum(map(len, texts))} bytes; at least {_LEAST_BYTES} are needed.")
+    streams, method = _contiguous(texts[0]) if len(texts) == 1 else _by_file(texts, options.seed)
+    shortest = min(map(len, streams))
+    if shortest < 1:
+        raise DataError("A split of the text is empty.", "Join the files, or give more of them.")
+    window = min(options.window, shortest)
+    splits = {part: Split(s.unfold(0, window, 1), stream=s) for part, s in zip(PARTS, streams, strict=True)}
+    card = {**card_of(source, options, method, splits), "window": window, "files": len(texts), **_not_utf8(texts)}
+    return Data(Space.sequence(window), **splits, name=name, card=card)
+
+
+def _stream(text: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
+
+
+def _contiguous(text: bytes) -> tuple[list[Tensor], str]:
+    test = len(text) - len(text) // 10
+    valid = test - test // 20
+    method = "contiguous: test the last tenth, validation the last twentieth of what is before it"
+    return [_stream(text[:valid]), _stream(text[valid:test]), _stream(text[test:])], method
+
+
+def _by_file(texts: Sequence[bytes], seed: int) -> tuple[list[Tensor], str]:
+    if len(texts) < 3:
+        raise DataError(f"Got {len(texts)} texts; one is split contiguously, several by file, for which at least 3 are needed.")
+    parts = permutation_split(len(texts), seed)
+    return [_stream(b"".join(texts[i] for i in part.sort().values.tolist())) for part in parts], PERMUTED.format("files")
+
+
+def _not_utf8(texts: Sequence[bytes]) -> dict[str, Any]:
+    """How many texts are not UTF-8: they are read as bytes all the same."""
+    count = sum(not _is_utf8(text) for text in texts)
+    return {"not_utf8": count} if count else {}
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def windows(text: bytes, length: int) -> Tensor:
+    """Consecutive windows of a text, [ceil(bytes / length), length], the last one padded with -1."""
+    stream = _stream(text)
+    padded = torch.cat([stream, stream.new_full((-len(stream) % length,), MISSING)])
+    return padded.view(-1, length)
