@@ -94,7 +94,7 @@ def piecewise(edges: Tensor, logits: Tensor) -> Codec:
     return Codec(push, pop)
 
 
-def columns(*parts: tuple[Tensor, Codec]) -> Codec:
+def columns(*parts: tuple[Sequence[int], Codec]) -> Codec:
     """Rows [n, D] whose columns are divided among codecs, given as (column numbers, codec)."""
 
     def push(stack: Stack, x: Tensor) -> None:
@@ -103,8 +103,8 @@ def columns(*parts: tuple[Tensor, Codec]) -> Codec:
 
     def pop(stack: Stack, n: int) -> Tensor:
         blocks = [codec.pop(stack, n) for _, codec in parts]
-        order = torch.cat([index for index, _ in parts]).argsort()
-        return torch.cat(blocks, 1)[:, order]
+        place = torch.tensor([i for index, _ in parts for i in index])
+        return torch.cat(blocks, 1)[:, place.argsort()]
 
     return Codec(push, pop)
 

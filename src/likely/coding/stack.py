@@ -125,11 +125,12 @@ class Stack:
 
 
 def _int32(values: Tensor) -> np.ndarray:
-    return values.cpu().numpy().astype(np.int32)
+    return np.ascontiguousarray(values.cpu().numpy(), dtype=np.int32)
 
 
 def _probabilities(table: Tensor) -> np.ndarray:
-    return table.cpu().numpy().astype(np.float64) * 2.0**-PRECISION
+    # the coder reads memory as if it were contiguous, whatever the strides say
+    return np.ascontiguousarray(table.cpu().numpy(), dtype=np.float64) * 2.0**-PRECISION
 
 
 def _digits(sizes: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
