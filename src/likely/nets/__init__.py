@@ -30,6 +30,11 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("coupling", "grid"): {"conv": "likely.nets.coupling:ConvCoupling", "mlp": "likely.nets.coupling:MLPCoupling"},
     ("coupling", "columns"): {"mlp": "likely.nets.coupling:MLPCoupling"},
     ("causal", "grid"): {"gated-pixelcnn": "likely.nets.causal.grid:GatedPixelCNN"},
+    ("causal", "columns"): {
+        "transformer": "likely.nets.causal.transformer:CausalTransformer",
+        "made": "likely.nets.causal.made:MADE",
+    },
+    ("causal", "sequence"): {"transformer": "likely.nets.causal.transformer:CausalTransformer"},
     ("encoder", "grid"): {
         "auto": "likely.nets.autoencoder:grid_encoder",
         "dense": "likely.nets.autoencoder:DenseEncoder",

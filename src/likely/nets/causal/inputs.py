@@ -1,42 +1,84 @@
-"""What a causal net sees of an entry: the number at order one, and a one-hot code where there are few levels."""
+"""What a causal net sees of entries: numbers at order one, and codes where there are few levels."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.space import MISSING, Support, to_grid
+from likely.space import MISSING, Space, Support, to_grid
 
-__all__ = ["feature_width", "features", "standard"]
+__all__ = ["Tokens", "coded", "feature_width", "features", "standard"]
 
-_ONE_HOT_UP_TO = 32
-
-
-def standard(s: Support, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(value, lost): the standardised number in float64, 0 where it is missing, and whether it is; x [...]."""
-    lost, number = x.isnan(), x.double()
-    if s.kind != "real":  # an integer stands for its cell's middle
-        lost, number = lost | (x == MISSING), (to_grid(number) if s.kind == "decimal" else number) + 0.5
-    return ((number - s.center) / s.scale).masked_fill(lost, 0.0), lost
+_CODED_UP_TO = 32
 
 
-def _coded(s: Support) -> bool:
-    return s.kind == "nominal" or 0 < s.levels <= _ONE_HOT_UP_TO
+def coded(s: Support) -> bool:
+    """Whether each level has a code of its own."""
+    return s.kind == "nominal" or 0 < s.levels <= _CODED_UP_TO
+
+
+def standard(supports: tuple[Support, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+    """(value, lost): standardised numbers in float64, 0 where missing or nominal, and whether an entry is missing.
+
+    x [B, supports, ...]; one support may stand for all of axis 1.
+    """
+
+    def per_entry(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=x.device).view(-1, *[1] * (x.ndim - 2))
+
+    integer, decimal = per_entry([s.kind != "real" for s in supports]) > 0, per_entry([s.kind == "decimal" for s in supports]) > 0
+    lost = x.isnan() | (integer & (x == MISSING))
+    number = torch.where(decimal, to_grid(x), x).double() + 0.5 * integer  # an integer stands for its cell's middle
+    value = (number - per_entry([s.center for s in supports])) / per_entry([s.scale for s in supports])
+    return value.masked_fill(lost | (per_entry([s.numeric for s in supports]) == 0), 0.0), lost
 
 
 def feature_width(s: Support) -> int:
     """Features of one entry: a constant one (zeros mean "outside"), the number, a missing flag, the code."""
-    return 1 + s.numeric + s.missing + s.levels * _coded(s)
+    return 1 + s.numeric + s.missing + s.levels * coded(s)
 
 
 def features(s: Support, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x [B, ...] -> [B, feature_width(s), ...]."""
-    value, lost = standard(s, x)
-    parts = [torch.ones_like(value)[:, None]]
+    """x [B, ...] of one support -> [B, feature_width(s), ...]; it has no parameters."""
+    value, lost = standard((s,), x[:, None])
+    parts = [torch.ones_like(value)]
     if s.numeric:
-        parts.append(value[:, None])
+        parts.append(value)
     if s.missing:
-        parts.append(lost[:, None].to(value))
-    if _coded(s):
-        code = F.one_hot(x.long().masked_fill(lost, 0), s.levels).movedim(-1, 1)
-        parts.append((code * ~lost[:, None]).to(value))
+        parts.append(lost.to(value))
+    if coded(s):
+        code = F.one_hot(x.long().clamp_min(0), s.levels).movedim(-1, 1)
+        parts.append(code.to(value).masked_fill(lost, 0.0))
     return torch.cat(parts, 1).to(dtype)
+
+
+class Tokens(nn.Module):
+    """Entries of a table or a sequence as vectors: E[d, state] + W silu(a_d asinh(u) + b_d), u the standardised number.
+
+    The state is the level, where each has a code, or else whether the number is missing. All
+    columns are looked up at once.
+    """
+
+    def __init__(self, space: Space, width: int) -> None:
+        super().__init__()
+        self.supports = space.supports
+        self.levels = [s.levels if coded(s) else 1 for s in space.supports]  # the next state is "missing"
+        self.offsets = torch.tensor([0] + [k + s.missing for k, s in zip(self.levels, space.supports, strict=True)]).cumsum(0).tolist()
+        self.state = nn.Embedding(self.offsets.pop(), width)
+        self.numbers = any(s.numeric for s in space.supports)
+        if self.numbers:
+            self.slope, self.shift = nn.Embedding(len(self.levels), width), nn.Embedding(len(self.levels), width)
+            self.mix = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """x [B, D] of the columns from `first` on (or of a sequence) -> [B, D, width]."""
+        columns = slice(first, first + x.shape[1]) if len(self.supports) > 1 else slice(0, 1)
+        supports = self.supports[columns]
+        value, lost = standard(supports, x)
+        has_code = torch.tensor([coded(s) for s in supports], device=x.device)
+        state = torch.where(has_code, x, 0).masked_fill(lost, 0).long().clamp_min(0)
+        state = torch.where(lost, torch.tensor(self.levels[columns], device=x.device), state)
+        h = self.state(state + torch.tensor(self.offsets[columns], device=x.device))
+        if not self.numbers:
+            return h
+        u = value.asinh().to(h.dtype)[..., None]
+        return h + self.mix(F.silu(u * self.slope.weight[columns] + self.shift.weight[columns]))
