@@ -412,7 +412,8 @@ def _number(levels: int | None) -> Support:
 def _standardised(s: Support, x: Tensor) -> Support:
     if not s.numeric:
         return s
-    present = x[torch.isfinite(x)] if s.kind == "real" else x[x != MISSING]
+    there = torch.isfinite(x) if s.kind == "real" else x != MISSING
+    present = x if there.all() else x[there]  # selecting is slow on large images, which miss nothing
     if present.numel() == 0:
         return s
     number = present.double() if s.kind == "real" else (to_grid(present) if s.kind == "decimal" else present).double() + 0.5
