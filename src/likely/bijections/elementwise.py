@@ -12,8 +12,8 @@ References:
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,23 +22,31 @@ from torch.nn import functional as F
 __all__ = ["Affine", "Elementwise", "Spline"]
 
 
-class Elementwise(Protocol):
-    """A monotone map of numbers, given raw parameters."""
+class Elementwise(ABC):
+    """A monotone map of numbers; `size` raw parameters each."""
 
     @property
+    @abstractmethod
     def size(self) -> int: ...
 
-    def __call__(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]: ...
+    @abstractmethod
+    def __call__(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log dy/dx of x [...], given raw [..., size]."""
 
-    def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]: ...
+    @abstractmethod
+    def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log dx/dy."""
 
 
 @dataclass(frozen=True)
-class Affine:
+class Affine(Elementwise):
     """y = x exp(s) + t with |s| < `bound`."""
 
     bound: float = 2.0
-    size: int = 2
+
+    @property
+    def size(self) -> int:
+        return 2
 
     def _scale_and_shift(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         s, t = raw.unbind(-1)
@@ -54,7 +62,7 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Spline:
+class Spline(Elementwise):
     """Rational-quadratic spline of `bins` bins on [-bound, bound] with linear tails of slope one.
 
     `least` bounds widths and heights (as a share of the interval) and slopes from below, and so
