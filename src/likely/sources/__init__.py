@@ -14,9 +14,28 @@ from likely.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from likely.dataset import Data
+    from likely.sources.augmenting import augment_batch
     from likely.sources.examples import Examples, Options
+    from likely.sources.facts import describe, facts_table
+    from likely.sources.newdata import read
+    from likely.sources.output import picture, write
 
-__all__ = ["load", "rebuild"]
+__all__ = ["augment_batch", "describe", "facts_table", "load", "picture", "read", "rebuild", "write"]
+
+_LAZY = {
+    "augment_batch": "augmenting",
+    "describe": "facts",
+    "facts_table": "facts",
+    "picture": "output",
+    "read": "newdata",
+    "write": "output",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
 def load(
@@ -80,11 +99,10 @@ def _load_named(source: str, options: "Options", name: str, told: str) -> "Data"
     path = Path(source)
     if not path.exists():
         raise DataError(f"There is no data '{source}': no such file, and no built-in data of that name.", nearest(source, builtin))
-    kind = _kind(path, options)
-    if kind == "text":
+    if kind_of(path, options) == "text":
         text = import_module("likely.sources.text")
         return text.text_data(text.text_files(path), options, name, told)
-    return _into_data(_READERS[kind](path, options), options, name, told)
+    return _into_data(examples_of(path, options), options, name, told)
 
 
 def rebuild(card: dict[str, Any]) -> "Data":
@@ -103,7 +121,7 @@ def rebuild(card: dict[str, Any]) -> "Data":
     return data
 
 
-def _kind(path: Path, options: "Options") -> str:
+def kind_of(path: Path, options: "Options") -> str:
     """Which reader serves a path; what no other knows is read as text, that is, as bytes."""
     files, images = import_module("likely.sources.files"), import_module("likely.sources.images")
     packed = import_module("likely.sources.packed")
@@ -117,6 +135,14 @@ def _kind(path: Path, options: "Options") -> str:
     if files.suffix(path) in (".csv", ".tsv", ".tab", ".parquet", ".pq"):
         return "table"
     return "packed" if files.suffix(path) in (".npz", ".npy") or packed.is_idx(path) else "text"
+
+
+def examples_of(path: Path, options: "Options") -> "Examples":
+    """The examples of a file or folder that is not read as text."""
+    kind = kind_of(path, options)
+    if kind == "text":
+        raise DataError(f"{path} holds text, not {options.layout or 'images'}.")
+    return _READERS[kind](path, options)
 
 
 def _read_images(path: Path, options: "Options") -> "Examples":
@@ -140,13 +166,13 @@ _READERS: dict[str, Callable[[Path, "Options"], "Examples"]] = {
 
 
 def _load_object(source: Any, options: "Options", name: str, told: str) -> "Data":
-    texts = _texts(source)
+    texts = texts_of(source)
     if texts is not None:
         return import_module("likely.sources.text").text_data(texts, options, name, told)
-    return _into_data(_read_object(source, options), options, name, told)
+    return _into_data(examples_in_memory(source, options), options, name, told)
 
 
-def _texts(source: Any) -> list[bytes] | None:
+def texts_of(source: Any) -> list[bytes] | None:
     """The texts of bytes, or of a list of bytes or strings; None of anything else."""
     if isinstance(source, bytes):
         return [source]
@@ -155,7 +181,8 @@ def _texts(source: Any) -> list[bytes] | None:
     return None
 
 
-def _read_object(source: Any, options: "Options") -> "Examples":
+def examples_in_memory(source: Any, options: "Options") -> "Examples":
+    """The examples of an array, a dict or list of arrays, a DataFrame or a torch dataset."""
     arrays = import_module("likely.sources.arrays")
     if hasattr(source, "columns"):
         columns, tables = import_module("likely.sources.columns"), import_module("likely.sources.tables")

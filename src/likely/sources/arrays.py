@@ -150,7 +150,7 @@ def _check_levels(x: Tensor, levels: int) -> None:
 def _real_space(array: np.ndarray, layout: str) -> Space:
     if layout == "columns":
         return Space.reals(array.shape[1])
-    return Space.points(array.shape[1], array.shape[2]) if layout == "set" else Space.grid(*array.shape[1:])
+    return Space.points(array.shape[1], array.shape[2]) if layout == "set" else Space.grid(array.shape[1], array.shape[2], array.shape[3])
 
 
 def _integer_space(shape: tuple[int, ...], layout: str, levels: int) -> Space:
@@ -160,7 +160,7 @@ def _integer_space(shape: tuple[int, ...], layout: str, levels: int) -> Space:
         return Space.points(shape[0], shape[1], levels)
     if layout == "columns":
         return Space.columns(*(Support("ordinal", levels, f"x{i}", center=levels / 2, scale=levels / 12**0.5) for i in range(shape[0])))
-    return Space.grid(*shape, levels)
+    return Space.grid(shape[0], shape[1], shape[2], levels)
 
 
 def _integer_table(x: Tensor) -> tuple[Space, Tensor]:

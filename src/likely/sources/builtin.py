@@ -18,7 +18,7 @@ def _digits(options: Options) -> Examples:
     """1,797 handwritten digits of 8 x 8 pixels with 17 levels, labelled 0 to 9."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     x = torch.from_numpy(bunch.images).long()[:, None]
     return Examples(Space.grid(1, 8, 8, 17), x, torch.from_numpy(bunch.target).long()[:, None], Space.label(10))
 

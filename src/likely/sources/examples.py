@@ -6,7 +6,7 @@ fingerprint of it that `check_fingerprint` compares.
 """
 
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from likely.dataset import Data, Split, Truth, permutation_split
 from likely.errors import DataError
 from likely.noise import row_hash
+from likely.sources.augmenting import check_augment
 from likely.space import Space
 
 __all__ = ["PARTS", "PERMUTED", "Examples", "Options", "card_of", "into_data"]
@@ -74,20 +75,18 @@ class Examples:
 
     def rows(self, keep: Tensor) -> "Examples":
         """The examples at `keep`."""
-        tensors = {f: getattr(self, f) for f in ("x", "labels", "known", "group", "part")}
-        return Examples(
-            space=self.space, label_space=self.label_space, notes=self.notes, truth=self.truth,
-            **{k: v if v is None else v[keep] for k, v in tensors.items()},
-        )  # fmt: skip
+        picked = {f: v[keep] for f in ("x", "labels", "known", "group", "part") if (v := getattr(self, f)) is not None}
+        return replace(self, **picked)
 
 
 def into_data(examples: Examples, options: Options, name: str, source: str) -> Data:
     """Split, count duplicates, standardise on the training split, and write the card."""
+    check_augment(options.augment, examples.space)
     examples, dropped = _conditioned(examples, options)
     index = _split(examples, options.seed)
     splits = {p: Split(examples.x[i], None if examples.labels is None else examples.labels[i]) for p, i in zip(PARTS, index, strict=True)}
-    method = _method(examples)
-    card = {**card_of(source, options, method, splits), **examples.notes, **dropped}
+    augment = {"augment": list(options.augment)} if options.augment else {}
+    card = {**card_of(source, options, _method(examples), splits), **examples.notes, **dropped, **augment}
     given = examples.label_space
     if given is not None and examples.labels is not None:
         given = given.standardised(splits["train"].given)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def image_examples(paths: Sequence[Path], folder: Path, options: Options) -> Exa
     arrays = _one_colour(list(decoded.values()))
     groups, stacked = _stacked(list(decoded), arrays, options, counts)
     x, levels = _quantized(stacked, options.levels)
-    space = Space.grid(*x.shape[1:], levels)
+    space = Space.grid(x.shape[1], x.shape[2], x.shape[3], levels)
     notes: dict[str, Any] = {"files": len(decoded), "skipped_damaged": damaged, **counts}
     found = Examples(space, x, group=groups if len(decoded) > 1 else None, notes={k: v for k, v in notes.items() if v})
     return _placed(found, [p.relative_to(folder).parts for p in decoded], groups)

@@ -41,7 +41,7 @@ def text_data(texts: Sequence[bytes], options: Options, name: str, source: str) 
     window = min(options.window, shortest)
     splits = {part: Split(s.unfold(0, window, 1), stream=s) for part, s in zip(PARTS, streams, strict=True)}
     card = {**card_of(source, options, method, splits), "window": window, "files": len(texts), **_not_utf8(texts)}
-    return Data(Space.sequence(window), **splits, name=name, card=card)
+    return Data(Space.sequence(window), splits["train"], splits["valid"], splits["test"], name=name, card=card)
 
 
 def _stream(text: bytes) -> Tensor:
