@@ -67,7 +67,7 @@ def _load(data: str, given: str | None = None, **read: Any) -> Any:
     import likely
 
     names = tuple(given.split(",")) if given and "," in given else given
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items() if value is not None}
+    chosen: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items() if value is not None}
     return likely.load(data, given=names, **chosen)
 
 

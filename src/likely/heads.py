@@ -22,9 +22,10 @@ References:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ _CEILING = 1e3  # largest scale of a component, in the data's standard deviation
 _FINE = 1e-3  # cells narrower than this on the standardised scale need float64
 
 
+@runtime_checkable
 class Head(Protocol):
     """The distribution of entries that share a kind; entries are axis 1 of x, or there is just one."""
 
@@ -60,7 +62,7 @@ class Head(Protocol):
 
 
 @lru_cache(maxsize=1024)
-def _constant(values: tuple[float, ...], trailing: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _constant(values: tuple[float | int, ...], trailing: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """One value per entry, shaped to broadcast over axis 1 of `trailing` more axes; one value serves all entries."""
     tensor = torch.tensor(values, dtype=dtype, device=device)
     return tensor[0] if len(values) == 1 else tensor.view(-1, *[1] * trailing)
@@ -137,7 +139,7 @@ class _Mixture:
         """Center and scale per entry, float64."""
         return self._per_entry([s.center for s in self.supports], like), self._per_entry([s.scale for s in self.supports], like)
 
-    def _per_entry(self, values: list[float], like: Tensor) -> Tensor:
+    def _per_entry(self, values: Sequence[float | int], like: Tensor) -> Tensor:
         return _constant(tuple(map(float, values)), max(0, like.ndim - 2), torch.float64, like.device)
 
     def _mixture(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,7 +169,7 @@ class _Mixture:
         can = self._per_entry([s.missing for s in self.supports], lost).bool()
         return torch.where(lost & can, F.logsigmoid(logit), nats + torch.where(can, F.logsigmoid(-logit), 0.0))
 
-    def _lose(self, x: Tensor, params: Tensor, empty: float) -> Tensor:
+    def _lose(self, x: Tensor, params: Tensor, empty: float | int) -> Tensor:
         """Put `empty` where the missing state is drawn."""
         if not self.missing:
             return x

@@ -95,9 +95,15 @@ class Model(nn.Module, ABC):
 
 
 class Likelihood(ABC):
-    """Says how likely data are. `bound_draws`: draws that evaluation tightens a bound with."""
+    """Says how likely data are.
+
+    Class data:
+        bound_draws: draws that evaluation tightens a bound with.
+        bound_sampler: arguments of `sample` for the sampler that the bound belongs to, where the default is another.
+    """
 
     bound_draws: ClassVar[int] = 1
+    bound_sampler: ClassVar[dict[str, Any]] = {}
     space: Space
     given_space: Space | None
 

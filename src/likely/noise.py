@@ -55,7 +55,12 @@ def row_hash(x: Tensor, seed: int = 0) -> Tensor:
     flat = x.detach().reshape(len(x), -1)
     values = flat.double().view(torch.int64) if flat.is_floating_point() else flat.long()
     place = _mix(torch.arange(1, values.shape[1] + 1, device=x.device) * _GOLDEN)
-    return _mix(_mix(values + place).sum(1) + seed * _GOLDEN)
+    return _mix(_mix(values + place).sum(1) + _signed(seed * _GOLDEN))
+
+
+def _signed(number: int) -> int:
+    """Any integer wrapped to int64."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 class Noise:

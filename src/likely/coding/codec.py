@@ -7,7 +7,7 @@ of a batch are coded in lockstep on one stack: entry i of every row, then entry 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,7 @@ def prefixed(length: Codec, body: Callable[[int, Tensor], Codec], longest: int) 
     return Codec(push, pop)
 
 
+@runtime_checkable
 class Causal(Protocol):
     """A net that `autoregressive` codes with; `step` takes in the previous entry (None at first) and gives the next one's parameters."""
 

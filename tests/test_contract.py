@@ -1,0 +1,22 @@
+"""Every registered family, held to every law that applies, over every tiny data set of its layouts."""
+
+import pytest
+
+from likely import families
+from likely.checks import Room, check_model, tiny_data
+
+DATA = tiny_data()
+CASES = [(name, data) for name in families.FAMILIES for data in DATA if DATA[data].space.layout in families.family_class(name).layouts]
+FEW, MANY = Room(), Room(steps=1000, draws=2000, samples=20_000)
+
+
+@pytest.mark.parametrize(("name", "data"), CASES, ids=lambda v: v)
+def test_family_keeps_the_contract(name, data):
+    findings = check_model(name, DATA[data], room=FEW)
+    assert {"samples belong", "store keeps"} <= {finding.law for finding in findings}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "data"), CASES, ids=lambda v: v)
+def test_family_keeps_the_contract_with_room(name, data):
+    check_model(name, DATA[data], room=MANY)
