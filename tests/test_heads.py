@@ -104,7 +104,7 @@ def test_neighbouring_cells_of_a_spike_share_its_mass():
 
 @pytest.mark.parametrize("push", [1e3, -1e3])
 def test_extreme_outputs_stay_finite_with_finite_gradients(push):
-    space = Space.columns(DECIMAL, Support("ordinal", 256, center=128, scale=70), Support("nominal", 3), Support("real", missing=True))
+    space = Space.columns(DECIMAL, Support("ordinal", 256, center=128.0, scale=70.0), Support("nominal", 3), Support("real", missing=True))
     heads = Heads(space)
     params = torch.full((4, 4, heads.width), push, requires_grad=True)
     x = torch.tensor([[5.0, 0, 0, 1.5], [-1, 255, 1, math.nan], [1e6, 3, 2, -1e4], [-1e6, 200, 2, 0.0]])
