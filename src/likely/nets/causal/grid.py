@@ -39,19 +39,20 @@ _SIZES = {  # residual width, gate width, depth, dropout
 class Stacks(nn.Module):
     """One layer of both stacks. It never pads: it is given padded maps, or crops of them."""
 
-    def __init__(self, width: int, gates: int, dilation: int, embedding: int | None, dropout: float) -> None:
+    def __init__(self, width: int, gates: int, dilation: int, embedding: int | None, dropout: float, *, last: bool) -> None:
         super().__init__()
         self.dilation, self.dropout = dilation, dropout
         self.vertical = nn.Conv2d(width, 2 * gates, (2, 3), dilation=dilation)
         self.horizontal = nn.Conv2d(width, 2 * gates, (1, 3), dilation=dilation)
         self.link = nn.Conv2d(gates, 2 * gates, 1)
-        self.out_v, self.out_h = nn.Conv2d(gates, width, 1), nn.Conv2d(gates, width, 1)
+        self.out_h = nn.Conv2d(gates, width, 1)
+        self.out_v = None if last else nn.Conv2d(gates, width, 1)  # nothing reads the vertical stack's end
         self.film = FiLM(embedding, 2 * gates) if embedding else None
 
     def down(self, v: Tensor, padded: Tensor) -> tuple[Tensor, Tensor]:
         """(next v, gates u); `padded` has `dilation` rows above v and as many columns at both sides."""
         u = self._drop(F.glu(self.vertical(padded), 1))
-        return v + self.out_v(u), u
+        return v if self.out_v is None else v + self.out_v(u), u
 
     def right(self, h: Tensor, padded: Tensor, u: Tensor, embedding: Tensor | None) -> Tensor:
         """Next h; `padded` has 2 `dilation` columns left of h."""
@@ -139,7 +140,7 @@ class GatedPixelCNN(nn.Module):
         self.above, self.left = nn.Conv2d(count, width, (2, 3)), nn.Conv2d(count, width, (1, 2))
         self.place_v, self.place_h = Position(width, *space.shape[1:]), Position(width, *space.shape[1:])
         cycle = max(1, (max(space.shape[1:]) // 8).bit_length())  # dilations 1, 2, 4, ... where grids are large
-        self.stacks = nn.ModuleList(Stacks(width, gates, 2 ** (i % cycle), embedding, dropout) for i in range(depth))
+        self.stacks = nn.ModuleList(Stacks(width, gates, 2 ** (i % cycle), embedding, dropout, last=i == depth - 1) for i in range(depth))
         self.head = ChannelHead(width, self.features, out)
 
     @property

@@ -1,5 +1,7 @@
 """What a causal net sees of entries: numbers at order one, and codes where there are few levels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ def standard(supports: tuple[Support, ...], x: Tensor) -> tuple[Tensor, Tensor]:
     x [B, supports, ...]; one support may stand for all of axis 1.
     """
 
-    def per_entry(values: list[float]) -> Tensor:
+    def per_entry(values: Sequence[float | bool]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=x.device).view(-1, *[1] * (x.ndim - 2))
 
     integer, decimal = per_entry([s.kind != "real" for s in supports]) > 0, per_entry([s.kind == "decimal" for s in supports]) > 0
