@@ -20,7 +20,7 @@ class Coupling(Bijection):
     Args:
         moves: bool [*shape], the entries that move.
         transform: the map f of single numbers.
-        net: (x with zeros for what moves [B, *shape], given) -> raw parameters [B, moved, transform.size],
+        net: (x with zeros for what moves [B, *shape], given) -> raw parameters [B, transform.size, moved],
             in the order of the flattened entries.
     """
 

@@ -4,6 +4,8 @@ References:
     | Glow: Generative flow with invertible 1x1 convolutions (Kingma and Dhariwal, 2018) | https://arxiv.org/abs/1807.03039
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +31,7 @@ class ActNorm(Bijection):
         return v.view(-1, *[1] * (like.ndim - 2))
 
     def _log_det(self, x: Tensor) -> Tensor:
-        places = x[0, 0].numel()
-        return (self.log_scale.double().sum() * places).expand(len(x))
+        return (self.log_scale.double().sum() * math.prod(x.shape[2:])).expand(len(x))
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return (x - self._over(self.shift, x)) * self._over(self.log_scale.exp(), x), self._log_det(x)
@@ -67,7 +68,7 @@ class Linear(Bijection):
         return lower, self.upper.triu(1) + torch.diag(self.log_diagonal.exp())
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return (self.log_diagonal.double().sum() * x[0, 0].numel()).expand(len(x))
+        return (self.log_diagonal.double().sum() * math.prod(x.shape[2:])).expand(len(x))
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()

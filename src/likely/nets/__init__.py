@@ -8,7 +8,7 @@ Nets know nothing of probability; families know no convolution. What each role c
     decoder   latents z [B, in] -> [B, *shape, out]
     denoiser  (u [B, *shape], t [B]) -> [B, out * C, *rest]
     energy    reals u [B, *shape] -> [B, out]
-    coupling  reals u [B, *shape] -> [B, moved, out]: out parameters of each entry where `moves` is true
+    coupling  reals u [B, *shape] -> [B, out, moved]: out parameters of each entry where `moves` is true
 
 Every net accepts `given` through `nets.conditioning`.
 """
@@ -53,6 +53,8 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("denoiser", "columns"): {"mlp": "likely.nets.denoiser:MLPDenoiser"},
     ("energy", "grid"): {"conv": "likely.nets.energy:ConvEnergy", "mlp": "likely.nets.energy:MLPEnergy"},
     ("energy", "columns"): {"mlp": "likely.nets.energy:MLPEnergy"},
+    ("generator", "grid"): {"conv": "likely.nets.generator:ConvGenerator", "mlp": "likely.nets.generator:MLPGenerator"},
+    ("generator", "columns"): {"mlp": "likely.nets.generator:MLPGenerator"},
 }
 
 

@@ -21,7 +21,7 @@ __all__ = ["ConvCoupling", "MLPCoupling"]
 
 
 class MLPCoupling(nn.Module):
-    """Reals [B, *shape] -> [B, moved, out] by a residual MLP that sees every entry."""
+    """Reals [B, *shape] -> [B, out, moved] by a residual MLP that sees every entry."""
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"width": 32, "depth": 1},
@@ -38,7 +38,7 @@ class MLPCoupling(nn.Module):
         self.body = ResMLP(space.dims, int(moves.sum()) * out, embedding=embedding, zero=True, **chosen)
 
     def forward(self, u: Tensor, given: Tensor | None = None) -> Tensor:
-        return self.body(u.flatten(1), self.conditioner(given, len(u))).view(len(u), -1, self.out)
+        return self.body(u.flatten(1), self.conditioner(given, len(u))).view(len(u), self.out, -1)
 
 
 class ConvBlock(nn.Module):
@@ -57,7 +57,7 @@ class ConvBlock(nn.Module):
 
 
 class ConvCoupling(nn.Module):
-    """Reals [B, C, H, W] -> [B, moved, out] by a residual convolutional net that knows where it is.
+    """Reals [B, C, H, W] -> [B, out, moved] by a residual convolutional net that knows where it is.
 
     A learned bias per position lets it treat the border unlike the centre.
     """
@@ -90,5 +90,5 @@ class ConvCoupling(nn.Module):
         h = self.first(u) + self.position
         for block in self.blocks:
             h = block(h, embedding)
-        raw = self.last(F.silu(h)).unflatten(1, (len(self.channels), self.out))
-        return raw.movedim(2, -1).flatten(1, 3)[:, self.places]
+        raw = self.last(F.silu(h)).unflatten(1, (self.out, len(self.channels)))
+        return raw.flatten(2)[:, :, self.places]
