@@ -169,7 +169,7 @@ def test_bf16_is_near(name):
     with torch.autocast("cpu", torch.bfloat16):
         rough = made(x)
     assert rough.dtype == torch.float32
-    torch.testing.assert_close(rough, made(x), rtol=0.05, atol=0.1)
+    torch.testing.assert_close(rough, made(x), rtol=0.2, atol=0.2)
 
 
 def test_likelihood_ignores_dropout():
