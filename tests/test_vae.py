@@ -81,7 +81,7 @@ def test_samples_follow_the_likelihood(small):
 def test_decoding_in_chunks_changes_nothing(small, monkeypatch):
     x = GRID.enumerate()[:7]
     whole = small.log_prob(x, draws=5).nats
-    monkeypatch.setattr(vae, "_ROWS", 3)
+    monkeypatch.setattr(vae, "_ENTRIES", 12)
     assert torch.allclose(small.log_prob(x, draws=5).nats, whole, atol=1e-5)
     assert small.sample(8).shape == (8, 1, 2, 2)
     assert small.sample(0).shape == (0, 1, 2, 2)
@@ -260,7 +260,7 @@ def test_nominal_channels_and_missing_pixels_of_a_grid():
     space = Space("grid", (2, 3, 3), (Support("nominal", 4), Support("ordinal", 5, missing=True, center=2.5, scale=2.0)))
     x = torch.stack([torch.randint(0, 4, (6, 3, 3)), torch.randint(-1, 5, (6, 3, 3))], 1)
     for word in ("dense", "conv"):
-        model = VAE(space, size="tiny", net_word=word)
+        model = VAE(space, size="tiny", net=word)
         model(x).sum().backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
         space.check(model.sample(3))

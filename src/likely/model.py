@@ -6,7 +6,8 @@ underscored ones.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -21,7 +22,20 @@ from likely.space import Relaxed, Space
 if TYPE_CHECKING:
     from likely.coding import Codec
 
-__all__ = ["Batches", "ClosedForm", "Coded", "Fillable", "Latent", "Likelihood", "Model", "Primed", "Recipe", "Starts", "expand_given"]
+__all__ = [
+    "Batches",
+    "ClosedForm",
+    "Coded",
+    "Fillable",
+    "Latent",
+    "Likelihood",
+    "Model",
+    "Primed",
+    "Recipe",
+    "Starts",
+    "evaluating",
+    "expand_given",
+]
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # re-iterable: each pass yields (x, given) anew
 
@@ -180,6 +194,17 @@ class Starts(ABC):
 
     @abstractmethod
     def start(self, x: Tensor, given: Tensor | None = None) -> None: ...
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, whatever mode the model is in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def expand_given(given: Tensor | None, n: int) -> Tensor | None:

@@ -90,12 +90,22 @@ class Pixels(nn.Module):
 class DenseEncoder(nn.Module):
     """x [B, *shape] -> [B, out] by a residual MLP."""
 
-    def __init__(self, space: Space, *, given: Space | None, size: str, out: int, dropout: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None,
+        size: str,
+        out: int,
+        width: int | None = None,
+        depth: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        options = {**DENSE[size], **options}
-        self.conditioner = Conditioner(given, options["width"])
-        self.entries = (Cells if space.layout == "columns" else Pixels)(space, options["width"])
-        self.mlp = ResMLP(options["width"], out, embedding=options["width"] if given else None, dropout=dropout, **options)
+        width, depth = width or DENSE[size]["width"], depth or DENSE[size]["depth"]
+        self.conditioner = Conditioner(given, width)
+        self.entries = (Cells if space.layout == "columns" else Pixels)(space, width)
+        self.mlp = ResMLP(width, out, embedding=width if given else None, width=width, depth=depth, dropout=dropout)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         return self.mlp(F.silu(self.entries(x)), self.conditioner(given, len(x)))
@@ -105,13 +115,22 @@ class DenseDecoder(nn.Module):
     """z [B, inputs] -> [B, *shape, out] by a residual MLP."""
 
     def __init__(
-        self, space: Space, *, inputs: int, given: Space | None, size: str, out: int, dropout: float = 0.0, **options: Any
+        self,
+        space: Space,
+        *,
+        inputs: int,
+        given: Space | None,
+        size: str,
+        out: int,
+        width: int | None = None,
+        depth: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        options = {**DENSE[size], **options}
+        width, depth = width or DENSE[size]["width"], depth or DENSE[size]["depth"]
         self.shape = (*space.shape, out)
-        self.conditioner = Conditioner(given, options["width"])
-        self.mlp = ResMLP(inputs, space.dims * out, embedding=options["width"] if given else None, dropout=dropout, **options)
+        self.conditioner = Conditioner(given, width)
+        self.mlp = ResMLP(inputs, space.dims * out, embedding=width if given else None, width=width, depth=depth, dropout=dropout)
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         return self.mlp(z, self.conditioner(given, len(z))).view(len(z), *self.shape)
@@ -163,9 +182,19 @@ def _stages(space: Space, width: int) -> list[tuple[tuple[int, ...], int]]:
 class ConvEncoder(nn.Module):
     """x [B, *shape] -> [B, out]: residual blocks at each of ever coarser stages."""
 
-    def __init__(self, space: Space, *, given: Space | None, size: str, out: int, dropout: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None,
+        size: str,
+        out: int,
+        width: int | None = None,
+        depth: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        width, depth = ({**CONV[size], **options}[name] for name in ("width", "depth"))
+        width, depth = width or CONV[size]["width"], depth or CONV[size]["depth"]
         self.space, stages = space, _stages(space, width)
         rank, embedding = len(stages[0][0]), 4 * width if given else None
         self.conditioner = Conditioner(given, 4 * width)
@@ -187,10 +216,19 @@ class ConvDecoder(nn.Module):
     """z [B, inputs] -> [B, *shape, out]: residual blocks at each of ever finer stages."""
 
     def __init__(
-        self, space: Space, *, inputs: int, given: Space | None, size: str, out: int, dropout: float = 0.0, **options: Any
+        self,
+        space: Space,
+        *,
+        inputs: int,
+        given: Space | None,
+        size: str,
+        out: int,
+        width: int | None = None,
+        depth: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        width, depth = ({**CONV[size], **options}[name] for name in ("width", "depth"))
+        width, depth = width or CONV[size]["width"], depth or CONV[size]["depth"]
         stages = _stages(space, width)[::-1]
         rank, embedding = len(stages[0][0]), 4 * width if given else None
         self.conditioner = Conditioner(given, 4 * width)
