@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from likely.dataset import Data
     from likely.sources.augmenting import augment_batch
     from likely.sources.examples import Examples, Options
-    from likely.sources.facts import describe, facts_table
+    from likely.sources.facts import describe, print_description
     from likely.sources.newdata import read
     from likely.sources.output import picture, write
 
-__all__ = ["augment_batch", "describe", "facts_table", "load", "picture", "read", "rebuild", "write"]
+__all__ = ["augment_batch", "describe", "load", "picture", "print_description", "read", "rebuild", "write"]
 
 _LAZY = {
     "augment_batch": "augmenting",
     "describe": "facts",
-    "facts_table": "facts",
+    "print_description": "facts",
     "picture": "output",
     "read": "newdata",
     "write": "output",

@@ -19,9 +19,9 @@ from likely.dataset import Data, Split
 from likely.space import MISSING, Support, to_grid
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
-__all__ = ["describe", "facts_table"]
+__all__ = ["describe", "print_description"]
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -136,7 +136,8 @@ def _log_numbers(train: np.ndarray, test: np.ndarray, *, real: bool) -> np.ndarr
     unseen = (float((counts == 1).sum()) + 1) / (len(train) + 2)
     place = np.searchsorted(values, test).clip(0, len(values) - 1)
     spikes = np.where(values[place] == test, counts[place], 0) / len(train)
-    return np.log((1 - unseen) * spikes + unseen * np.exp(smooth))
+    with np.errstate(divide="ignore"):  # no spike is a log of zero
+        return np.logaddexp(np.log((1 - unseen) * spikes), math.log(unseen) + smooth)
 
 
 def _log_smooth(train: np.ndarray, test: np.ndarray, *, real: bool) -> np.ndarray:
@@ -154,8 +155,14 @@ def _log_smooth(train: np.ndarray, test: np.ndarray, *, real: bool) -> np.ndarra
     return np.where((place >= 0) & (place < len(counts)), inside[place.clip(0, len(counts) - 1)], tail)
 
 
-def facts_table(facts: dict[str, Any]) -> "RenderableType":
-    """The facts as `likely data` prints them."""
+def print_description(facts: dict[str, Any], console: "Console | None" = None) -> None:
+    """Print what `describe` found."""
+    from rich.console import Console
+
+    (console or Console()).print(_rendered(facts))
+
+
+def _rendered(facts: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
 

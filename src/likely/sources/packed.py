@@ -44,7 +44,7 @@ def packed_examples(path: Path, options: Options) -> Examples:
             return array_examples(content, options)
         return named_examples({name: content[name] for name in content.files}, options, str(path))
     except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} is no NumPy file that can be read without pickle: {error}.") from error
+        raise DataError(f"{path} is no NumPy file that can be read without pickle.") from error
 
 
 def named_examples(arrays: Mapping[str, Any], options: Options, where: str = "The dict") -> Examples:

@@ -47,9 +47,14 @@ class Toy:
 
     def integrate(self, f: Callable[[Tensor], Tensor]) -> float:
         """The integral of f(log p) over the plane, by the midpoint rule."""
-        step = self.scale / 3
+        points, area = self.lattice()
+        return float(f(self.log_prob(points)).sum() * area)
+
+    def lattice(self) -> tuple[Tensor, float]:
+        """Midpoints [n, 2] of squares that cover the plane as far as there is mass, and the area of one."""
+        step = self.scale / 2
         ticks = torch.arange(-self.reach + step / 2, self.reach, step, dtype=torch.float64)
-        return float(f(self.log_prob(torch.cartesian_prod(ticks, ticks))).sum() * step * step)
+        return torch.cartesian_prod(ticks, ticks), step * step
 
 
 def _normal_mixture(x: Tensor, centers: Tensor, log_weights: Tensor, s: float) -> Tensor:
@@ -58,10 +63,10 @@ def _normal_mixture(x: Tensor, centers: Tensor, log_weights: Tensor, s: float) -
     return (log_weights - squares / (2 * s * s)).logsumexp(1) - math.log(2 * math.pi * s * s)
 
 
-def _along(curves: Callable[[np.ndarray], np.ndarray], s: float, reach: float) -> Toy:
-    """Points along curves t in [0, pi] -> [curves, t, 2], each as likely, plus noise of standard deviation s."""
-    nodes, weights = np.polynomial.legendre.leggauss(256)
-    path = curves(np.pi * (nodes + 1) / 2)
+def _along(curves: Callable[[np.ndarray], np.ndarray], nodes: int, s: float, reach: float) -> Toy:
+    """Points along curves t in [0, pi] -> [curves, t, 2], each as likely, plus noise of standard deviation s; `nodes` of quadrature."""
+    at, weights = np.polynomial.legendre.leggauss(nodes)
+    path = curves(np.pi * (at + 1) / 2)
     centers = torch.from_numpy(path.reshape(-1, 2))
     log_weights = torch.from_numpy(np.tile(np.log(weights / 2), len(path))) - math.log(len(path))
 
@@ -127,7 +132,7 @@ def _pinwheel(arms: int = 5, twist: float = 1.2) -> Toy:
         z = (blade - mean) / sd
         return (-0.5 * z.square().sum(-1)).logsumexp(1) - math.log(2 * math.pi * 0.4 * 0.1 * arms)
 
-    return Toy(draw, log_density, 4.0, 0.1)
+    return Toy(draw, log_density, 4.0, 0.07)
 
 
 def _checkerboard() -> Toy:
@@ -145,12 +150,12 @@ def _checkerboard() -> Toy:
 
 
 TOYS: dict[str, Callable[[], Toy]] = {
-    "moons": lambda: _along(_moons, 0.1, 3.0),
+    "moons": lambda: _along(_moons, 96, 0.1, 3.0),
     "8gaussians": _gaussians,
     "checkerboard": _checkerboard,
     "rings": _rings,
     "pinwheel": _pinwheel,
-    "spirals": lambda: _along(_spirals, 0.1, 3.4),
+    "spirals": lambda: _along(_spirals, 256, 0.1, 3.3),
 }
 
 
