@@ -46,3 +46,16 @@ def shrink(counts: Tensor, prior: Tensor, pseudo: float | Tensor) -> Tensor:
     """Posterior mean of a categorical, (counts + pseudo * prior) / (n + pseudo), along the last axis."""
     total = counts.sum(-1, keepdim=True)
     return (counts + pseudo * prior) / (total + pseudo)
+
+
+def component_weights(mass: Tensor, label: Tensor, labels: int, pseudo: float = 2.0) -> Tensor:
+    """log w [labels, components] of components that each belong to a label.
+
+    Args:
+        mass: examples that each component stands for [components].
+        label: whose it is [components].
+        pseudo: pseudo-examples by which a label's weights shrink to those of all data.
+    """
+    own = torch.zeros(labels, len(mass), dtype=mass.dtype)
+    own[label, torch.arange(len(mass))] = mass
+    return shrink(own, mass / mass.sum(), pseudo).log()
