@@ -9,7 +9,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # annotations of the package are checked by beartype whenever tests import it
-_hook = install_import_hook("likely", "beartype.beartype")
+_hook = install_import_hook("likely", "typecheck.check")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ class Independent(Model, Likelihood):
 
     summary = "independent categoricals"
     layouts = frozenset({"grid"})
-    recipe = Recipe(lr=0.05, batch=32, ema=0.9, warmup=5)
+    recipe = Recipe(lr=0.05, batch=32, ema=0.9, warmup=5, patience=50)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "small": {}, "base": {}}
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", spread: float = 0.1) -> None:

@@ -108,7 +108,8 @@ def fit(
             )
     finally:
         torch.set_num_threads(before)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     return run
 
 
@@ -208,8 +209,13 @@ def _accelerator(device: str, track: str | None, out: str | Path | None, *, turn
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier fit may have used another device
     ddp = DistributedDataParallelKwargs(find_unused_parameters=turns > 1, broadcast_buffers=False)
-    accelerator = Accelerator(cpu=device == "cpu", log_with=track, project_dir=str(out) if out else None, kwargs_handlers=[ddp])
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", log_with=track, project_dir=str(out) if out else None, kwargs_handlers=[ddp])
+    except ValueError as error:
+        raise UsageError(f"Unknown tracker '{track}'.", "accelerate knows tensorboard, wandb, mlflow, trackio, ...") from error
     if track:
+        if not accelerator.trackers and not accelerator.log_with:
+            raise UsageError(f"The tracker '{track}' is not installed.", f"pip install {track}")
         accelerator.init_trackers("likely")
     return accelerator, gather_object if PartialState().num_processes > 1 else list
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 __all__ = ["Log", "Progress", "ProgressCallback"]
 
@@ -47,7 +47,7 @@ class Progress:
     show: bool = True
     _bar: Any = field(default=None, repr=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self.show and self.callback is None and sys.stderr.isatty():
             self._bar = _rich_bar()
             self._bar.start()

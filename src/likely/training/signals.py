@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 __all__ = ["Signals"]
 
@@ -13,7 +13,7 @@ class Signals:
 
     received: int | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Signals":
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -1,0 +1,22 @@
+"""Two processes train every gradient family together and stay equal; a run on two ranks equals one of twice the share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from likely import families
+from likely.model import ClosedForm
+
+HERE = Path(__file__).parent
+
+
+def test_two_ranks_stay_equal_for_every_gradient_family():
+    names = [name for name in families.FAMILIES if not issubclass(families.family_class(name), ClosedForm)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "two_ranks.py"), *names]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=110, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr[-3000:]
+    verdicts = json.loads(run.stdout.partition("VERDICTS ")[2].splitlines()[0])
+    assert set(verdicts) == set(names)
+    assert {name: odd for name, odd in verdicts.items() if odd} == {}
