@@ -115,7 +115,8 @@ def test_sequence_net_sees_exactly_what_is_before(net):
     other = x.repeat(7, 1)
     other[range(7), range(7)] = (other.diagonal() + 1) % 5
     changed = ((made.net(other) - made.net(x)).abs() > 1e-9).any(-1)  # [changed entry j, place i]
-    assert torch.equal(changed.T, torch.ones_like(changed).tril(-1))
+    reach = getattr(made.net, "reach", 7)
+    assert torch.equal(changed.T, torch.ones_like(changed).tril(-1).triu(-reach))
 
 
 @pytest.mark.parametrize("name", FINITE)
@@ -238,15 +239,21 @@ def text(train: int, test: int, window: int) -> Data:
 
 @pytest.mark.parametrize("prefix", [0, 3, 50])
 def test_a_stretch_is_one_sequence(prefix):
-    """Each symbol is scored once, given at least half a window of what is before it, or all there is."""
+    """A net of bounded reach gives the very conditionals of the whole text, each symbol once."""
     made = model(Space.sequence(8, 4))
+    stream = torch.randint(4, (prefix + 61,))
+    whole = made.net(stream[None]).log_softmax(-1)[0].gather(1, stream[:, None])[:, 0]
+    assert made.net.reach < 20
+    torch.testing.assert_close(made.log_prob_after(stream[prefix:], stream[:prefix]), whole[prefix:].double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [0, 3, 50])
+def test_a_stretch_has_at_least_half_a_window_before_it(prefix):
+    """A transformer scores each symbol once, given half a window of what is before it, or all there is."""
+    made = model(Space.sequence(8, 4), "transformer")
     stream = torch.randint(4, (prefix + 21,))
-    nats = made.log_prob_after(stream[prefix:], stream[:prefix])
-    assert len(nats) == 21
-    for i, value in enumerate(nats):
-        place = prefix + i
-        block_end = prefix + (i // 4 + 1) * 4
-        window = stream[max(0, block_end - 8) : place + 1]
+    for i, value in enumerate(made.log_prob_after(stream[prefix:], stream[:prefix])):
+        window = stream[max(0, prefix + i // 4 * 4 - 4) : prefix + i + 1]
         padded = torch.full((2, 8), -1)
         padded[0, : len(window)], padded[1, : len(window) - 1] = window, window[:-1]
         whole, before = made.log_prob(padded).nats

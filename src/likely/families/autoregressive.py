@@ -146,17 +146,19 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         return torch.cat(parts).flatten()[: len(stretch)].double()
 
     def _windows(self, stretch: Tensor, prefix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Overlapping windows, and the half of each (at its end, where the prefix is long enough) that is scored."""
-        length, half = self.space.shape[0], (self.space.shape[0] + 1) // 2
-        first = len(prefix) + torch.arange(0, len(stretch), half, device=stretch.device)
-        start = (first + half - length).clamp_min(0)
+        """Overlapping windows of stretch and prefix, and which places of each are scored: those at its end.
+
+        The others are context: all that the net looks back on where that is bounded (then windows
+        may be longer than in training), half a window of training else.
+        """
+        length, reach = self.space.shape[0], getattr(self.net, "reach", None)
+        length, context = (length, length // 2) if reach is None else (4 * reach, reach)
+        scored = torch.arange(length - context, device=stretch.device)
+        first = len(prefix) + torch.arange(0, len(stretch), len(scored), device=stretch.device)
+        begin = (first - context).clamp_min(0)
         text = F.pad(torch.cat([prefix, stretch]), (0, length), value=-1)
-        for i in range(0, len(start), 64):
-            begin = start[i : i + 64, None]
-            yield (
-                text[begin + torch.arange(length, device=text.device)],
-                first[i : i + 64, None] - begin + torch.arange(half, device=text.device),
-            )
+        for b, f in zip(begin.split(32), first.split(32), strict=True):
+            yield text[b[:, None] + torch.arange(length, device=text.device)], (f - b)[:, None] + scored
 
     # -- samples --------------------------------------------------------------------------------
 

@@ -34,7 +34,10 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
         "transformer": "likely.nets.causal.transformer:CausalTransformer",
         "made": "likely.nets.causal.made:MADE",
     },
-    ("causal", "sequence"): {"transformer": "likely.nets.causal.transformer:CausalTransformer"},
+    ("causal", "sequence"): {
+        "dilated": "likely.nets.causal.dilated:DilatedConvolutions",
+        "transformer": "likely.nets.causal.transformer:CausalTransformer",
+    },
     ("encoder", "grid"): {
         "auto": "likely.nets.autoencoder:grid_encoder",
         "dense": "likely.nets.autoencoder:DenseEncoder",

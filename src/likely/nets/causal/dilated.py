@@ -1,0 +1,130 @@
+"""Causal dilated convolutions over a sequence, fed by embeddings of the n-grams that end before each place.
+
+    h_0 = W (E_1[x_{i-1}] + E_2[hash(x_{i-1}, x_{i-2})] + ... + E_n[hash(x_{i-1} .. x_{i-n})])
+    h_{l+1} = h_l + W2 silu(W1 [norm(h_l)_i, norm(h_l)_{i - 2^l}])
+
+The hashed tables memorise what follows frequent n-grams at the price of a lookup, which a matrix
+product would need many steps to learn; the convolutions generalise over a longer context. An entry
+depends on the `reach` entries before it and no others, so the net takes sequences of any length.
+
+References:
+    | WaveNet (van den Oord et al., 2016) | https://arxiv.org/abs/1609.03499
+    | Enriching word vectors with subword information (hashed n-grams; Bojanowski et al., 2017) | https://arxiv.org/abs/1607.04606
+    | Byte latent transformer (hashed byte n-gram embeddings; Pagnoni et al., 2024) | https://arxiv.org/abs/2412.09871
+    | Fast WaveNet generation algorithm (Le Paine et al., 2016) | https://arxiv.org/abs/1611.09482
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from likely.nets.conditioning import Conditioner
+from likely.space import Space
+
+__all__ = ["DilatedConvolutions", "DilatedState"]
+
+_SIZES = {  # width, depth, dropout, longest n-gram, buckets per n-gram table, width of tables
+    "tiny": (16, 2, 0.0, 2, 256, 8),
+    "small": (192, 6, 0.0, 4, 16384, 64),
+    "base": (384, 12, 0.1, 6, 65536, 128),
+}
+_GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as int64
+
+
+class NGrams(nn.Module):
+    """The symbols before a place [..., n], latest first and 0 where there is none -> their embedding [..., width]."""
+
+    def __init__(self, levels: int, longest: int, buckets: int, inner: int, width: int) -> None:
+        super().__init__()
+        self.longest, self.buckets = longest, buckets
+        self.symbol, self.grams = nn.Embedding(levels + 1, inner), nn.Embedding((longest - 1) * buckets, inner)
+        nn.init.normal_(self.symbol.weight, std=0.1)
+        nn.init.normal_(self.grams.weight, std=0.02)
+        self.mix = nn.Linear(inner, width)
+
+    def forward(self, history: Tensor) -> Tensor:
+        key, rows = history[..., 0], []
+        for k in range(1, self.longest):
+            key = (key * self.symbol.num_embeddings + history[..., k]) * _GOLDEN
+            rows.append(((key >> 32) & (self.buckets - 1)) + (k - 1) * self.buckets)
+        return self.mix(self.symbol(history[..., 0]) + self.grams(torch.stack(rows, -1)).sum(-2))
+
+
+class Layer(nn.Module):
+    """h + W2 silu(W1 [u, past]), u = norm(h), `past` the u of `dilation` places before."""
+
+    def __init__(self, width: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.dilation, self.dropout = dilation, dropout
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(2 * width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, h: Tensor, u: Tensor, past: Tensor) -> Tensor:
+        return h + F.dropout(self.down(F.silu(self.up(torch.cat([u, past], -1)))), self.dropout, self.training)
+
+
+@dataclass
+class DilatedState:
+    """The last symbols [n, longest n-gram], latest first, and each layer's last `dilation` inputs; updated in place by `step`."""
+
+    given: Tensor | None
+    history: Tensor
+    queues: list[Tensor]
+
+
+class DilatedConvolutions(nn.Module):
+    """Causal net of a sequence: x [B, L] -> parameters [B, L, out], of any L."""
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None = None,
+        size: str = "small",
+        out: int,
+        width: int | None = None,
+        depth: int | None = None,
+        dropout: float | None = None,
+    ) -> None:
+        super().__init__()
+        preset = _SIZES[size]
+        width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
+        self.longest, (length,) = preset[3], space.shape
+        self.ngrams = NGrams(space.supports[0].levels, *preset[3:], width)
+        self.given = Conditioner(given, width)
+        cycle = max(1, (length // 2).bit_length())  # dilations 1, 2, 4 ... up to half a window
+        self.layers = nn.ModuleList(Layer(width, 2 ** (i % cycle), dropout) for i in range(depth))
+        self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, out)
+        self.order = torch.arange(length)
+        self.reach = self.longest + sum(layer.dilation for layer in self.layers)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        places = x.shape[1]
+        history = torch.stack([F.pad(x + 1, (k, 0))[:, :places] for k in range(1, self.longest + 1)], -1)
+        h = self._first(history, self.given(given, len(x)))
+        for layer in self.layers:
+            u = layer.norm(h)
+            h = layer(h, u, F.pad(u, (0, 0, layer.dilation, 0))[:, :places])
+        return self.last(self.norm(h))
+
+    def _first(self, history: Tensor, embedding: Tensor | None) -> Tensor:
+        h = self.ngrams(history)
+        return h if embedding is None else h + embedding[:, None]
+
+    def init_state(self, n: int, given: Tensor | None = None) -> DilatedState:
+        """State before the first entry of n examples."""
+        weight = self.last.weight
+        history = torch.zeros(n, self.longest, dtype=torch.int64, device=weight.device)
+        return DilatedState(self.given(given, n), history, [weight.new_zeros(n, layer.dilation, weight.shape[1]) for layer in self.layers])
+
+    def step(self, state: DilatedState, x_i: Tensor | None) -> tuple[DilatedState, Tensor]:
+        """Take the previous entry's values [n] (None at the first), give the next entry's parameters [n, out]."""
+        if x_i is not None:
+            state.history = torch.cat([x_i[:, None] + 1, state.history[:, :-1]], 1)
+        h = self._first(state.history[:, None], state.given)
+        for i, layer in enumerate(self.layers):
+            u, queue = layer.norm(h), state.queues[i]
+            h = layer(h, u, queue[:, :1])
+            state.queues[i] = torch.cat([queue[:, 1:], u], 1)
+        return state, self.last(self.norm(h))[:, 0]
