@@ -44,7 +44,7 @@ from likely.bijections import (
 )
 from likely.errors import UsageError, nearest
 from likely.logprob import LogProb
-from likely.model import Latent, Likelihood, Model, Recipe, Starts, expand_given
+from likely.model import Latent, Likelihood, Model, Recipe, Starts, evaluating, expand_given
 from likely.nets import net
 from likely.noise import Noise
 from likely.space import Relaxed, Space
@@ -173,9 +173,10 @@ class Flow(Model, Likelihood, Latent, Starts):
         given, dims = expand_given(given, n), self.latent.dims
         rows, device = max(1, _CHUNK // dims), next(self.parameters()).device
         parts = []
-        for first in range(0, n, rows):
-            z = temperature * torch.randn(min(rows, n - first), dims, device=device)
-            parts.append(self.decode(z, None if given is None else given[first : first + rows]))
+        with evaluating(self):
+            for first in range(0, n, rows):
+                z = temperature * torch.randn(min(rows, n - first), dims, device=device)
+                parts.append(self.decode(z, None if given is None else given[first : first + rows]))
         return torch.cat(parts)
 
 
