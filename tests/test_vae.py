@@ -18,7 +18,7 @@ GRID = Space.grid(1, 2, 2, 3)
 FIXED, VARIABLE = Space.sequence(4, 2), Space.sequence(4, 2, variable=True)
 
 
-def trained(space: Space, x: torch.Tensor, steps: int = 150, **options) -> VAE:
+def trained(space: Space, x: torch.Tensor, steps: int = 80, **options) -> VAE:
     torch.manual_seed(0)
     model = VAE(space, size="tiny", **options)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
@@ -29,7 +29,7 @@ def trained(space: Space, x: torch.Tensor, steps: int = 150, **options) -> VAE:
     return model.eval()
 
 
-def structured(space: Space, n: int = 256) -> torch.Tensor:
+def structured(space: Space, n: int = 128) -> torch.Tensor:
     """Examples whose entries depend on each other."""
     first = torch.randint(0, space.levels, (n, *[1] * len(space.shape)))
     noise = torch.randint(0, space.levels, (n, *space.shape))
@@ -54,7 +54,7 @@ def test_quadrature_sums_to_one_and_bounds_it_from_below(small):
     x = GRID.enumerate()
     p = exact(small, x)
     assert p.exp().sum().item() == pytest.approx(1, abs=1e-5)
-    elbo = torch.stack([small.log_prob(x, seed=s).nats for s in range(200)])
+    elbo = torch.stack([small.log_prob(x, seed=s).nats for s in range(60)])
     stderr = elbo.std(0) / math.sqrt(len(elbo))
     assert bool((elbo.mean(0) <= p + 4 * stderr).all())
     assert elbo.mean(0).exp().sum().item() <= 1
@@ -62,7 +62,7 @@ def test_quadrature_sums_to_one_and_bounds_it_from_below(small):
 
 def test_the_bound_grows_with_draws_to_the_likelihood(small):
     x = GRID.enumerate()
-    bounds = [torch.stack([small.log_prob(x, draws=k, seed=s).nats for s in range(20)]).mean().item() for k in (1, 4, 16, 256)]
+    bounds = [torch.stack([small.log_prob(x, draws=k, seed=s).nats for s in range(8)]).mean().item() for k in (1, 4, 16, 256)]
     assert bounds == sorted(bounds)
     assert bounds[0] < bounds[-1] - 1e-3
     assert bounds[-1] == pytest.approx(exact(small, x).mean().item(), abs=0.05)
@@ -90,12 +90,11 @@ def test_decoding_in_chunks_changes_nothing(small, monkeypatch):
 def test_encode_gives_the_terms_of_the_bound(small):
     x = GRID.enumerate()
     torch.manual_seed(0)
-    r = small.encode(x, draws=400)
-    log_pz = stats.norm.logpdf(r.value.detach().numpy()).sum(1)
-    elbo = (r.nats.detach() + torch.as_tensor(log_pz)).view(400, -1).mean(0)
-    direct = torch.stack([small.log_prob(x, seed=s).nats for s in range(400)]).mean(0)
-    assert elbo.mean().item() == pytest.approx(direct.mean().item(), abs=0.03)
-    assert torch.allclose(elbo, direct, atol=0.5)
+    r = small.encode(x, draws=3)
+    mean, log_sigma = (v.repeat(3, 1) for v in small._posterior(x, None))
+    log_q = torch.distributions.Normal(mean, log_sigma.exp()).log_prob(r.value).sum(1)
+    assert torch.allclose(r.nats, small._log_given_z(x.repeat(3, 1, 1, 1), r.value, None) - log_q, atol=1e-4)
+    assert r.draws == 3
     assert not r.exact
 
 
@@ -122,7 +121,7 @@ def test_training_gradients_are_those_of_the_bound(small):
     plain = gradients(small, plain_loss(small, x))
     for name in (n for n in ours if n.startswith("decoder")):
         assert torch.allclose(ours[name], plain[name], atol=1e-5)
-    many = x.repeat(4000, 1, 1, 1)
+    many = x.repeat(2000, 1, 1, 1)
     ours, plain = gradients(small, small(many).mean()), gradients(small, plain_loss(small, many))
     encoder = [n for n in ours if n.startswith("encoder")]
     ours, plain = (torch.cat([g[n].flatten() for n in encoder]) for g in (ours, plain))
@@ -183,7 +182,7 @@ def prefixes() -> torch.Tensor:
 
 def test_a_prefix_has_the_mass_of_its_continuations():
     torch.manual_seed(2)
-    model = trained(FIXED, structured(FIXED), latent=1, steps=60)
+    model = trained(FIXED, structured(FIXED), latent=1, steps=40)
     full = exact(model, FIXED.enumerate())
     for prefix in prefixes():
         kept = prefix[prefix >= 0]
@@ -196,7 +195,7 @@ def test_a_prefix_has_the_mass_of_its_continuations():
 def test_strings_of_all_lengths_sum_to_one():
     torch.manual_seed(3)
     x = prefixes()[torch.randint(0, 31, (128,))]
-    model = trained(VARIABLE, x, latent=1, steps=60)
+    model = trained(VARIABLE, x, latent=1, steps=40)
     assert exact(model, prefixes()).exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert model.log_prob(prefixes(), draws=64).nats.exp().sum().item() <= 1.01
     drawn = model.sample(500)
@@ -212,11 +211,11 @@ def test_strings_of_all_lengths_sum_to_one():
 def test_mixed_tables_learn_their_dependence():
     """Two columns that repeat the first cost a bit or so less than apart, and missing cells are modelled."""
     torch.manual_seed(4)
-    label = torch.randint(0, 3, (512,))
-    number = torch.where(torch.rand(512) < 0.2, -1, label * 40 + torch.randint(0, 3, (512,)))
+    label = torch.randint(0, 3, (256,))
+    number = torch.where(torch.rand(256) < 0.2, -1, label * 40 + torch.randint(0, 3, (256,)))
     x = torch.stack([label, number], 1)
     space = Space.columns(Support("nominal", 3), Support("decimal", missing=True)).standardised(x)
-    model = trained(space, x, latent=2, steps=250, draws=1)
+    model = trained(space, x, latent=2, steps=150, draws=1)
     apart = math.log(3) + 0.2 * math.log(5) + 0.8 * math.log(9 / 0.8)
     together = math.log(3) + 0.2 * math.log(5) + 0.8 * math.log(3 / 0.8)
     nats = -model.log_prob(x, draws=64).nats.mean().item()
@@ -232,7 +231,7 @@ def test_a_condition_conditions():
     x = given.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
     model = VAE(GRID, given=Space.label(3), size="tiny")
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(80):
+    for _ in range(50):
         optimiser.zero_grad()
         model(x, given).mean().backward()
         optimiser.step()

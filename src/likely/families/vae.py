@@ -63,7 +63,6 @@ class VAE(Model, Likelihood, Latent):
         "small": {"latent": 32, "draws": 4, "dropout": 0.2, "components": 3},
         "base": {"latent": 128, "draws": 4, "dropout": 0.1, "components": 5},
     }
-    bound_draws = 256
 
     def __init__(
         self,
@@ -88,6 +87,8 @@ class VAE(Model, Likelihood, Latent):
         self.encoder = build_net(space, "encoder", size, out=2 * self.dims, **how)
         self.decoder = build_net(space, "decoder", size, inputs=self.dims, out=self.heads.width, **how)
         self.length = nn.Linear(self.dims, space.shape[0] + 1) if space.variable else None
+        # as many draws as decode about 2**18 numbers per example: 256 of a small image, 8 of a window of text
+        self.bound_draws = min(256, max(8, 2**18 // (space.dims * self.heads.width)))  # type: ignore[misc]
 
     @property
     def latent(self) -> Space:
