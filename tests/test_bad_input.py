@@ -32,7 +32,7 @@ def _rows(n=12, columns="a,b"):
     return columns + "\n" + "".join(f"{i},{'xyz'[i % 3]}\n" for i in range(n))
 
 
-# -- names --------------------------------------------------------------------------------------
+# -- names and options --------------------------------------------------------------------------------------
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -43,6 +43,12 @@ def test_unknown_names_suggest_the_nearest():
 
 
 # -- folders and images -------------------------------------------------------------------------
+
+
+def test_options_out_of_range():
+    _fails("tile=0 is too small", "digits", UsageError, tile=0)
+    _fails("precision=-1 is too small", "wine", UsageError, precision=-1)
+    _fails("Did you mean 'drop'", "digits", UsageError, missing_labels="dropp")
 
 
 def _images(folder, n=40):
@@ -56,6 +62,11 @@ def test_empty_folder(tmp_path):
     _fails("is empty", tmp_path)
     (tmp_path / ".hidden").write_text("x")
     _fails("is empty", tmp_path)
+
+
+def test_folder_of_tables(tmp_path):
+    _saved(tmp_path, _rows())
+    _fails("t.csv is another kind of data", tmp_path)
 
 
 def test_one_example(tmp_path):

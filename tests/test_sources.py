@@ -1,5 +1,6 @@
 """Reading arrays, toys and text; splits, cards, augmentation, facts."""
 
+import json
 import math
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def test_rebuild_refuses_what_changed_and_what_is_not_stored(tmp_path):
         rebuild(card)
     with pytest.raises(DataError, match="in memory"):
         rebuild(load(np.random.rand(9, 2)).card)
+    with pytest.raises(DataError, match="an array in memory"):
+        rebuild(load(path, given=np.arange(12) % 2).card)
 
 
 def test_duplicates_are_counted_within_and_across_splits():
@@ -320,3 +323,27 @@ def test_description_prints(source, capsys):
     assert facts["unit"].split()[0] in out
     json_like = describe(load(source))
     assert json_like["trivial"] == facts["trivial"]
+
+
+@pytest.mark.parametrize("source", ["digits", "wine", "spirals", "bars-and-stripes", b"abcd" * 60, np.zeros((9, 2, 2), np.uint8)])
+def test_cards_and_facts_are_plain_json(source):
+    data = load(source)
+    assert json.loads(json.dumps(data.card)) == data.card
+    assert json.loads(json.dumps(describe(data)["entropy"])) == describe(data)["entropy"]
+
+
+def test_lists_of_tensors_and_frames_with_labels_beside():
+    import pandas
+
+    images = [torch.full((2, 2), i, dtype=torch.uint8) for i in range(9)]
+    assert load(images).space.shape == (1, 2, 2)
+    data = load(pandas.DataFrame({"v": range(12)}), given=np.arange(12) % 2)
+    assert torch.equal(data.train.given, data.train.x % 2)
+
+
+def test_a_path_is_stored_whole(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.random.rand(9, 2))
+    monkeypatch.chdir(tmp_path)
+    card = load("x.npy").card
+    monkeypatch.chdir("/")
+    assert rebuild(card).card == card

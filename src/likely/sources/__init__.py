@@ -110,8 +110,9 @@ def rebuild(card: dict[str, Any]) -> "Data":
 
     Raises: DataError if the source was an object in memory, is gone, or has changed since.
     """
-    if card["source"].endswith(" in memory"):
-        raise DataError(f"The data were a {card['source']}, which a model does not store.", "Load them, and pass them on.")
+    lost = next((what for what in (card["source"], card.get("given", "")) if what.endswith(" in memory")), None)
+    if lost is not None:
+        raise DataError(f"The data came from {lost}, which a model does not store.", "Load them, and pass them on.")
     data = load(card["source"], **card["options"])
     was, now = card["split"]["fingerprint"], data.card["split"]["fingerprint"]
     if was != now:
@@ -119,6 +120,9 @@ def rebuild(card: dict[str, Any]) -> "Data":
             f"{card['source']} has changed since the model was fitted to it (fingerprint {was}, now {now}).", "Restore the file."
         )
     return data
+
+
+_SUFFIXES = {".csv": "table", ".tsv": "table", ".tab": "table", ".parquet": "table", ".pq": "table", ".npz": "packed", ".npy": "packed"}
 
 
 def kind_of(path: Path, options: "Options") -> str:
@@ -130,11 +134,13 @@ def kind_of(path: Path, options: "Options") -> str:
         return "text"
     if any(images.is_image(p) for p in paths):
         return "images"
-    if path.is_dir():
-        return "idx folder" if any(packed.is_idx(p) for p in paths) else "text"
-    if files.suffix(path) in (".csv", ".tsv", ".tab", ".parquet", ".pq"):
-        return "table"
-    return "packed" if files.suffix(path) in (".npz", ".npy") or packed.is_idx(path) else "text"
+    if path.is_dir() and any(packed.is_idx(p) for p in paths):
+        return "idx folder"
+    kinds = [_SUFFIXES.get(files.suffix(p), "packed" if packed.is_idx(p) else "text") for p in paths]
+    if path.is_dir() and set(kinds) != {"text"}:
+        other = next(p.name for p, kind in zip(paths, kinds, strict=True) if kind != "text")
+        raise DataError(f"{path} holds neither images nor texts alone: {other} is another kind of data.", "Give one file of them.")
+    return kinds[0]
 
 
 def examples_of(path: Path, options: "Options") -> "Examples":
@@ -203,6 +209,8 @@ def _read_array(source: Any, options: "Options") -> "Examples":
     arrays = import_module("likely.sources.arrays")
     if isinstance(source, list | tuple) and len({getattr(item, "shape", None) for item in source}) > 1:
         return arrays.ragged_examples(source, options)
+    if isinstance(source, list | tuple):
+        source = import_module("numpy").stack([arrays.as_numpy(item) for item in source])
     return arrays.array_examples(source, options)
 
 
@@ -212,9 +220,14 @@ def _into_data(found: "Examples", options: "Options", name: str, told: str) -> "
     return import_module("likely.sources.examples").into_data(found, options, name, told)
 
 
+def _is_builtin(source: Any) -> bool:
+    return str(source) in import_module("likely.sources.builtin").BUILTIN
+
+
 def _identity(source: Any) -> tuple[str, str]:
     """A short name of a source, and what the card calls it."""
     if isinstance(source, str | PathLike):
         path = Path(source)
-        return (path.name.split(".")[0] or path.name or "data"), str(source)
+        told = str(path.resolve()) if path.exists() and not _is_builtin(source) else str(source)
+        return (path.name.split(".")[0] or path.name or "data"), told
     return type(source).__name__.lower(), f"{type(source).__module__}.{type(source).__name__} in memory"

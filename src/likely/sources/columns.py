@@ -7,6 +7,7 @@ the spellings and a table is encoded by looking numbers up.
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -104,11 +105,9 @@ def _numbered(first: list[str]) -> list[str]:
 
 
 def _check_unique(names: list[str], where: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(
-                f"{where} has {names.count(name)} columns named '{name}'.", "Rename them, or pass header=False if this is data."
-            )
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{where} has {count} columns named '{name}'.", "Rename them, or pass header=False if this is data.")
 
 
 def _gathered(names: list[str], rows: Iterator[tuple[int, list[str]]], path: Path) -> list[Column]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from likely.dataset import Data, Split, Truth, permutation_split
-from likely.errors import DataError
+from likely.errors import DataError, UsageError, nearest
 from likely.noise import row_hash
 from likely.sources.augmenting import check_augment
 from likely.space import Space
@@ -43,6 +43,14 @@ class Options:
     augment: tuple[str, ...] = ()
     missing_labels: str = "error"
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {"levels": self.levels, "window": self.window, "tile": self.tile, "count": self.count, "precision": self.precision}
+        for name, value in sizes.items():
+            if value is not None and value < (name != "precision"):
+                raise UsageError(f"{name}={value} is too small.")
+        if self.missing_labels not in ("error", "drop"):
+            raise UsageError(f"Unknown missing_labels='{self.missing_labels}'.", nearest(self.missing_labels, ("error", "drop")))
 
     def record(self) -> dict[str, Any]:
         """The options that differ from the default, as plain JSON values; arrays are left out."""
@@ -85,8 +93,10 @@ def into_data(examples: Examples, options: Options, name: str, source: str) -> D
     examples, dropped = _conditioned(examples, options)
     index = _split(examples, options.seed)
     splits = {p: Split(examples.x[i], None if examples.labels is None else examples.labels[i]) for p, i in zip(PARTS, index, strict=True)}
-    augment = {"augment": list(options.augment)} if options.augment else {}
-    card = {**card_of(source, options, _method(examples), splits), **examples.notes, **dropped, **augment}
+    asked = {"augment": list(options.augment)} if options.augment else {}
+    if hasattr(options.given, "shape"):
+        asked["given"] = "an array in memory"
+    card = {**card_of(source, options, _method(examples), splits), **examples.notes, **dropped, **asked}
     given = examples.label_space
     if given is not None and examples.labels is not None:
         given = given.standardised(splits["train"].given)  # type: ignore[arg-type]

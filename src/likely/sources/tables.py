@@ -85,7 +85,7 @@ def table_examples(columns: Sequence[Column], options: Options) -> Examples:
 
 
 def _given_names(columns: Sequence[Column], given: Any) -> list[str]:
-    if given is None:
+    if given is None or hasattr(given, "shape"):  # an array of labels comes from outside the table
         return []
     asked, names = [given] if isinstance(given, str) else list(given), [c.name for c in columns]
     for name in asked:
@@ -103,7 +103,14 @@ def _as_given(space: Space) -> Space:
 def _notes(x: Tensor, space: Space, empty: list[str], rounded: int) -> dict[str, Any]:
     constant = [s.name for i, s in enumerate(space.supports) if bool((x[:, i] == x[0, i]).all())]
     lost = {s.name: int((x[:, i] == MISSING).sum()) for i, s in enumerate(space.supports) if s.missing}
-    counts = {"dropped_empty_columns": empty, "constant_columns": constant, "missing_cells": lost, "rounded_cells": rounded}
+    names = {s.name: s.levels - 1 for s in space.supports if s.kind == "nominal" and 2 * s.levels > len(x) > 100}
+    counts = {
+        "nearly_unique_names": names,
+        "dropped_empty_columns": empty,
+        "constant_columns": constant,
+        "missing_cells": lost,
+        "rounded_cells": rounded,
+    }
     return {name: count for name, count in counts.items() if count}
 
 
