@@ -18,6 +18,8 @@ _PATIENCE = 10.0  # seconds that a worker has to save its state when it is told 
 class Worker:
     """One task in a process of its own, whose log goes to a file."""
 
+    command = (sys.executable, "-m", "likely.worker")
+
     def __init__(self, task: dict[str, Any], log: Path) -> None:
         self.task, self.log = task, log
         self.process: subprocess.Popen[str] | None = None
@@ -29,7 +31,7 @@ class Worker:
             file.flush()
             threads = {name: str(self.task["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "likely.worker", file.name],
+                [*self.command, file.name],
                 stdin=subprocess.PIPE,  # closes with this process, which ends the worker
                 stdout=subprocess.PIPE,
                 stderr=log,

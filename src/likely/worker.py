@@ -55,6 +55,8 @@ def run(task: dict[str, Any], lines: TextIO) -> dict[str, Any]:
         **task["budget"],
         **row["options"],
     )
+    if fitted.stopped == "interrupted":
+        raise SystemExit("stopped by a signal; the same comparison goes on from here")
     _send(lines, {"progress": {"phase": "evaluating"}})
     measured = evaluate(fitted.model, data, seed=row["seed"], reference=task["floors"])
     measured.seconds, measured.cpu_seconds, measured.steps = fitted.seconds, fitted.cpu_seconds, fitted.steps
@@ -103,9 +105,9 @@ def receive(path: Path) -> Any:
     from likely.space import Space
 
     record = torch.load(path, weights_only=True)
-    splits = {name: Split(**s) for name, s in record["splits"].items()}
+    train, valid, test = (Split(**record["splits"][name]) for name in ("train", "valid", "test"))
     given = Space.from_json(record["given"]) if record["given"] else None
-    return Data(Space.from_json(record["space"]), **splits, given=given, name=record["name"], card=json.loads(record["card"]))
+    return Data(Space.from_json(record["space"]), train, valid, test, given, record["name"], json.loads(record["card"]))
 
 
 def _send(lines: TextIO, record: dict[str, Any]) -> None:

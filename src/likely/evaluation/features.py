@@ -32,14 +32,14 @@ def _entry(s: Support, x: Tensor, space: Space) -> Tensor:
     """One channel or column, [n, ...] -> [n, features]."""
     if s.kind == "nominal":
         states = min(s.levels + s.missing, _STATES)
-        return F.one_hot(torch.where(x < 0, s.levels, x) % states, states).flatten(1)
+        return F.one_hot(torch.where(x < 0, s.levels, x) % states, states).reshape(len(x), -1)
     lost = torch.isnan(x) if x.is_floating_point() else x == MISSING
     if s.kind == "ordinal" and space.layout == "grid":
         value = x.double() / max(s.levels - 1, 1)
     else:
         value = ((to_grid(x) if s.kind == "decimal" else x).double() - s.center) / s.scale
-    value = torch.where(lost, 0.0, value).flatten(1)
-    return torch.cat([value, lost.double().flatten(1)], 1) if s.missing else value
+    value = torch.where(lost, 0.0, value).reshape(len(x), -1)
+    return torch.cat([value, lost.double().reshape(len(x), -1)], 1) if s.missing else value
 
 
 def _grams(x: Tensor) -> Tensor:

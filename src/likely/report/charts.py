@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["claims_chart", "colours", "curves_chart", "points_svg"]
 
+Frame = tuple[float, float, float, float]
 PALETTE = ("#4e79a7", "#f28e2b", "#e15759", "#2a9d8f", "#59a14f", "#c9a227", "#b07aa1", "#d37295", "#9c755f", "#7f7f8c")
 MARKERS = {"exact": "o", "lower bound": "v", "numerical": "D", "estimate": "*"}  # a bound's true value lies below
 
@@ -25,18 +26,15 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def claims_chart(entries: Sequence[Entry], unit: str, colour: dict[str, str], entropy: float | None = None) -> str:
     """Test claims against seconds of training; thin lines are the validation loss on the way there. "" if nothing has a value."""
-    shown = [e for e in entries if e.value is not None and e.mean("seconds") is not None]
+    shown = [(e, e.value, max(seconds, 0.01)) for e in entries if e.value is not None and (seconds := e.mean("seconds")) is not None]
     if not shown:
         return ""
-    figure, axes = _figure(7.6, 4.2)
-    low, high = _range([e.value for e in shown if e.value is not None] + ([entropy] if entropy is not None else []))
-    for entry in shown:
+    figure, axes = _figure(10.0, 4.6)
+    low, high = _range([value for _, value, _ in shown] + ([entropy] if entropy is not None else []))
+    for entry, value, seconds in shown:
         _validation_line(axes, entry, colour[entry.name])
-        seconds = max(entry.mean("seconds") or 0.0, 0.01)
         style = {"markersize": 7, "zorder": 3, "clip_on": False, "capsize": 2}
-        axes.errorbar(
-            seconds, entry.value, yerr=entry.row.stderr or 0.0, fmt=MARKERS[entry.row.kind or "exact"], c=colour[entry.name], **style
-        )
+        axes.errorbar(seconds, value, yerr=entry.row.stderr or 0.0, fmt=MARKERS[entry.row.kind or "exact"], c=colour[entry.name], **style)
     if entropy is not None:
         axes.axhline(entropy, color="black", linewidth=1, linestyle=":")
         axes.annotate(
@@ -44,7 +42,7 @@ def claims_chart(entries: Sequence[Entry], unit: str, colour: dict[str, str], en
         )
     axes.set(xscale="log", ylim=(low, high), xlabel="seconds of training", ylabel=unit)
     axes.xaxis.set_major_formatter("{x:g}")
-    _labels(axes, [(e.name, e.value or 0.0) for e in shown], colour, low, high)
+    _labels(axes, [(e.name, value) for e, value, _ in shown], colour, low, high)
     return _svg(figure)
 
 
@@ -53,7 +51,7 @@ def curves_chart(entry: Entry, colour: str) -> str:
     curve = [p for p in entry.row.curve if p.get("seconds") is not None]
     if len(curve) < 2:
         return ""
-    figure, axes = _figure(2.5, 1.7)
+    figure, axes = _figure(3.0, 1.9)
     for key, width in (("train", 0.8), ("valid", 1.8)):
         points = [(p["seconds"], p[key]) for p in curve if p.get(key) is not None and math.isfinite(p[key])]
         if points:
@@ -66,7 +64,7 @@ def curves_chart(entry: Entry, colour: str) -> str:
     return _svg(figure)
 
 
-def points_svg(points: Sequence[Sequence[float]], frame: tuple[float, float, float, float]) -> str:
+def points_svg(points: Sequence[Sequence[float]], frame: Frame) -> str:
     """A scatter plot as one SVG path; `frame` is x0, x1, y0, y1 of all plots that are compared."""
     x0, x1, y0, y1 = frame
     size = 140

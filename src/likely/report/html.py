@@ -37,9 +37,9 @@ def write_report(rows: Iterable[Row], folder: str | Path, *, about: dict[str, An
         loader=PackageLoader("likely.report", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=number, duration=duration, sentence=words.sentence, form=_form)
-    page = environment.get_template("report.html").render(
-        about=about, boards=[_view(board, folder, about) for board in boards(rows)], words=words, headings=HEADINGS
-    )
+    views = [_view(board, folder, about) for board in boards(rows)]
+    title = ", ".join(dict.fromkeys(view["board"].data for view in views))
+    page = environment.get_template("report.html").render(title=title, about=about, boards=views, words=words, headings=HEADINGS)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -79,7 +79,7 @@ def _galleries(board: Board, folder: Path, about: dict[str, Any]) -> list[dict[s
     return [{"name": n, **g, "svg": charts.points_svg(g["xy"], frame) if frame and g["kind"] == "points" else ""} for n, g in shown]
 
 
-def _frame(points: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+def _frame(points: Sequence[Sequence[float]]) -> charts.Frame:
     """The window of all scatter plots: that of the real points, a tenth wider."""
     (x0, x1), (y0, y1) = ((min(v), max(v)) for v in zip(*points))
     dx, dy = 0.1 * (x1 - x0) or 1.0, 0.1 * (y1 - y0) or 1.0

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -68,7 +68,7 @@ class Screen:
         self.running: dict[str, dict[str, Any]] = {}
         self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._view, transient=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Screen":
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -102,7 +102,7 @@ class Screen:
 
     def _view(self) -> RenderableType:
         shown: list[RenderableType] = [table(board) for board in boards(self.rows)]
-        return Group(*shown, *(Text(f"  {name}: {_status(record)}", "cyan") for name, record in sorted(self.running.items())))
+        return Group(*shown, *(Text(f"  {name}: {_status(record)}", "cyan") for name, record in sorted(self.running.copy().items())))
 
 
 def _status(record: dict[str, Any]) -> str:

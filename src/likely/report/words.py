@@ -7,7 +7,7 @@ from likely.report.leaderboard import Entry
 __all__ = ["DEFINITIONS", "KINDS", "MEASURES", "Measure", "closeness", "sentence"]
 
 KINDS = {
-    "exact": ("=", "exact", "The model computes the probability of every example; this is its code length."),
+    "exact": ("=", "exact", "The model computes the probability of every example, and this is its code length."),
     "lower bound": ("<=", "bound", "The model bounds the probability from below: the true code length is no larger than this."),
     "numerical": ("~", "numerical", "Exact up to the error of a numerical solver, which is stated."),
     "estimate": (
@@ -34,16 +34,17 @@ MEASURES = (
         "c2st_auc",
         "C2ST AUC",
         ".2f",
-        "How well a classifier tells drawn from real examples: 0.5 is a coin toss, 1 is always. The better of boosted trees and a kernel machine, cross-validated.",
+        "How well a classifier tells drawn from real examples: 0.5 is a coin toss, 1 is always. "
+        "The better of boosted trees and a kernel machine, cross-validated.",
     ),
     Measure(
-        "c2st_accuracy", "C2ST accuracy", ".2f", "The same classifier's share of right answers: 0.5 at best for the model, 1 at worst."
+        "c2st_accuracy", "C2ST accuracy", ".2f", "The same classifier's share of right answers: 0.5 where it can but guess, 1 at worst."
     ),
     Measure(
         "energy_distance",
         "energy distance",
         ".4f",
-        "Distance between the two distributions, 0 if they are equal; it can come out slightly negative.",
+        "Distance between the two distributions, 0 if they are equal; an unbiased estimate, so it can come out slightly negative.",
     ),
     Measure("kernel_mmd", "kernel MMD²", ".4f", "Another distance, with a Gaussian kernel of the median bandwidth; 0 if they are equal."),
     Measure("precision", "precision", ".2f", "Share of drawn examples that lie among real ones: are they good?"),
@@ -63,26 +64,33 @@ MEASURES = (
     ),
     Measure(
         "nearest_train",
-        "nearest training example",
+        "nearest training",
         ".2f",
         "Median distance of drawn examples to the nearest training example; compare with that of held-out real examples.",
     ),
 )
 
 DEFINITIONS = {
-    "Bits": "The mean number of bits that a perfect compressor, driven by the model, needs: per dimension of an image, per byte of a text, per row of a table. Lower is better. All families' numbers are in the measure of the data as stored, so they compare. Data without a grid (floats) have a density instead, in nats.",
-    "±": "Standard error of the mean over test examples (1-kilobyte blocks of a text); with several seeds, the standard deviation between runs.",
-    "real": "The floor: training examples measured as if a model had drawn them. No model should be expected to do better.",
-    "independent": "The other floor: each entry drawn from its own marginal, without any dependence between entries. A model near this has learnt the marginals only.",
-    "p": "Share of random relabellings of drawn and real that give at least this distance. A small p says that the difference is not chance; a large p does not prove equality.",
+    "Bits": "The mean number of bits that a perfect compressor, driven by the model, needs: per dimension of an image, per byte of a text, "
+    "per row of a table. Lower is better. The numbers of all families are in the measure of the data as stored, so they compare. "
+    "Data without a grid (floats) have a density instead, in nats.",
+    "±": "Standard error of the mean over test examples (1-kilobyte blocks of a text); with several seeds, the standard deviation of runs.",
+    "real data": "The one floor: training examples measured as if a model had drawn them. No model should be expected to do better.",
+    "independent entries": "The other floor: each entry drawn from its own marginal, without any dependence between entries. "
+    "A model that scores like this has learnt the marginals only.",
+    "p": "Share of random relabellings of drawn and real that give at least this distance; it shows when you point at a distance. "
+    "A small p says that the difference is not chance; a large p does not prove equality.",
+    "neighbourhood": "The ball around an example that reaches its fifth nearest neighbour of the same set.",
     "train": "Wall-clock seconds of fitting, evaluation not included.",
-    "samples/s": "Examples drawn per second of wall clock, with the threads that the model was trained with.",
+    "samples/s, log p/s": "Examples drawn, and test examples scored (with all draws of a bound), per second of wall clock.",
     "memory": "Peak memory of the model's own process, libraries included (of the accelerator where there is one).",
 }
 
 
 def closeness(entry: Entry, key: str) -> float | None:
-    """Where a measure lies between the floors: 0 as independent entries, 1 as real data; None where they coincide."""
+    """Where a measure lies between the floors: 0 as independent entries, 1 as real data; None where that says nothing."""
+    if key in ("near_copies", "nearest_train"):
+        return None
     value, real, independent = (entry.measure(key, which) for which in ("value", "real", "independent"))
     if value is None or real is None or independent is None or abs(real - independent) < 1e-3 * (abs(real) + abs(independent)):
         return None
