@@ -1,6 +1,7 @@
 """One thread and one random state per test; shapes and types are checked at run time, in tests only."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# annotations of the package are checked by beartype whenever tests import it
-_hook = install_import_hook("likely", "typecheck.check")
+# Annotations of the package are checked whenever tests import it; not those of the command line,
+# whose contexts are of another class than typer says.
+_SOURCE = Path(__file__).parents[1] / "src/likely"
+_CHECKED = [f"likely.{path.stem}" for path in _SOURCE.iterdir() if path.stem not in ("cli", "__init__", "__main__", "py", "__pycache__")]
+_hook = install_import_hook(_CHECKED, "typecheck.check")
 
 
 @pytest.fixture(autouse=True)

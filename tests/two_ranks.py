@@ -24,7 +24,7 @@ def main(names):
         data = sets["grid" if "grid" in families.family_class(name).layouts else "sequence"]
         run = train.fit(data, name, size="tiny", steps=6, device="cpu", progress=False)
         everyone = [None, None]
-        torch.distributed.all_gather_object(everyone, {k: v.double().sum().item() for k, v in weights_of(run.model).items()})
+        torch.distributed.all_gather_object(everyone, {k: repr(v.double().sum().item()) for k, v in weights_of(run.model).items()})
         verdicts[name] = [k for k in everyone[0] if everyone[0][k] != everyone[1][k]]
     if os.environ["RANK"] == "0":
         print("VERDICTS " + json.dumps(verdicts))

@@ -302,7 +302,7 @@ def _family_options(args: list[str], model: str) -> dict[str, Any]:
 # --- entry -----------------------------------------------------------------------------------------
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"likely {__version__}")
         raise typer.Exit
@@ -310,7 +310,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[bool | None, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = None,
 ) -> None:
     pass
 

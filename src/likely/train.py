@@ -101,11 +101,10 @@ def fit(
     before = torch.get_num_threads()
     try:
         with seeded(step_seed(seed, 0, 0)):
-            run = (
-                _solve(model, data, seed)
-                if isinstance(model, ClosedForm)
-                else _train(Trainer(model, data, budget, settings, accelerator, gather), shown)
-            )
+            if isinstance(model, ClosedForm):
+                run = _solve(model, data, settings, accelerator.is_main_process)
+            else:
+                run = _train(Trainer(model, data, budget, settings, accelerator, gather), shown)
     finally:
         torch.set_num_threads(before)
         for tracker in accelerator.trackers:
@@ -131,11 +130,13 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
     return run
 
 
-def _solve(model: Model, data: Data, seed: int) -> Run:
-    """Closed-form families need no steps."""
+def _solve(model: Model, data: Data, settings: Settings, main: bool) -> Run:
+    """Closed-form families need no steps; every rank solves the same."""
     start, cpu = time.perf_counter(), time.process_time()
     model.eval().solve(data.train.batches(), data.valid.batches())  # type: ignore[operator]
-    return Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, seed, stopped="closed form")
+    run = Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, settings.seed, stopped="closed form")
+    _store(run, data, settings.folder, main)
+    return run
 
 
 def _store(run: Run, data: Data, folder: Path | None, main: bool) -> None:

@@ -9,6 +9,7 @@ import copy
 import math
 import signal
 import time
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ class Trainer:
         self.pace = self._choose_pace()
         self.pace.apply(self.model)
         self.pace.apply(self.shadow)
-        self.wrapped = self.ranks.prepare_model(self.model)
+        with warnings.catch_warnings():
+            # its successor would still synchronise the buffers that differ by rank
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            self.wrapped = self.ranks.prepare_model(self.model)
         self.snapshot = self._snapshot()
         self.params, self.shadow_params = list(self.model.parameters()), list(self.shadow.parameters())
         self._last = {"report": 0.0, "checkpoint": self.budget.elapsed, "step": self.state.step, "time": self.budget.elapsed}
