@@ -347,3 +347,19 @@ def test_a_path_is_stored_whole(tmp_path, monkeypatch):
     card = load("x.npy").card
     monkeypatch.chdir("/")
     assert rebuild(card).card == card
+
+
+def test_names_in_brackets_are_printed_as_they_are(capsys):
+    import polars
+
+    print_description(describe(load(polars.DataFrame({"size [cm]": range(9), "[red]x": range(9)}))))
+    out = capsys.readouterr().out
+    assert "size [cm]" in out
+    assert "[red]x" in out
+
+
+@needs_shared
+def test_shakespeare_is_split_as_texts_are():
+    data = load(SHARED / "text/tinyshakespeare.txt.gz")
+    assert [len(s.stream) for s in data.splits.values()] == [953663, 50192, 111539]
+    assert describe(data)["trivial"]["histogram"] == pytest.approx(4.830, abs=1e-3)

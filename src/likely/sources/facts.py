@@ -164,17 +164,18 @@ def print_description(facts: dict[str, Any], console: "Console | None" = None) -
 
 def _rendered(facts: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
+    from rich.markup import escape
     from rich.table import Table
 
     head = Table.grid(padding=(0, 2))
     for name, value in _lines(facts):
-        head.add_row(f"[bold]{name}", value)
+        head.add_row(f"[bold]{name}", escape(value))
     if not facts["entropy"]:
         return head
     table = Table("entry", "bits", "of values", title="empirical entropy, training split", title_justify="left", box=None)
     for row in facts["entropy"]:
         span = row.get("values", f"{row.get('least', 0):.2f} to {row.get('most', 0):.2f} a pixel, {row.get('constant')} constant")
-        table.add_row(row["name"], f"{row['bits']:.3f}", span)
+        table.add_row(escape(row["name"]), f"{row['bits']:.3f}", span)
     return Group(head, table)
 
 
