@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from likely.errors import UsageError, nearest
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Likelihood, Model, gather_batches
+from likely.model import Batches, ClosedForm, Likelihood, Model
 from likely.noise import Noise
 from likely.solve.intervals import normal_log_density
-from likely.solve.labels import component_weights, label_count, label_of, shrink
+from likely.solve.labels import component_weights, label_count, label_of, labelled, shrink
 from likely.solve.products import Observed, ProductMixture
 from likely.space import Space
 
@@ -45,6 +45,7 @@ _SHRINK = (1.0, 3.0, 10.0)  # k, tried on the validation split
 _RIDGE = 1e-5  # added to variances on the relaxed scale
 _TRACE = 1e-3  # examples by which a component's mean shrinks, so that one without data has a mean
 _WORK = 2**31  # multiply-adds of one step of EM that are worth waiting for
+_JUDGES = 1024  # validation examples that choose
 _DRAWS = 4  # dequantizations of a validation example when covariances are compared
 
 
@@ -131,8 +132,8 @@ class GaussianMixture(Model, Likelihood, ClosedForm):
     @torch.no_grad()
     def solve(self, train: Batches, valid: Batches) -> None:
         """EM for each covariance and number of components; what codes the validation split best is kept."""
-        x, label = self._some(train)
-        held_out, y = self._some(valid)
+        x, label = labelled(train, self.given_space, self.most["rows"])
+        held_out, y = labelled(valid, self.given_space, _JUDGES)
         noise = Noise(held_out, _DRAWS, 0)
         best, kept = -math.inf, {}
         for candidate in self._candidates(x, label):
@@ -141,13 +142,6 @@ class GaussianMixture(Model, Likelihood, ClosedForm):
             if score > best:
                 best, kept = score, candidate
         self._take(kept)
-
-    def _some(self, batches: Batches) -> tuple[Tensor, Tensor]:
-        """Examples and labels; a random choice of `rows` if there are more."""
-        x, given = gather_batches(batches)
-        label = label_of(self.given_space, given, len(x))
-        keep = torch.randperm(len(x))[: self.most["rows"]]
-        return x[keep], label[keep]
 
     def _take(self, buffers: dict[str, Tensor]) -> None:
         """Become what a candidate's buffers say; the other kind of component is emptied."""

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Likelihood, Model, gather_batches
+from likely.model import Batches, ClosedForm, Likelihood, Model
 from likely.noise import Noise
-from likely.solve.labels import component_weights, label_count, label_of
+from likely.solve.labels import component_weights, label_count, label_of, labelled
 from likely.solve.products import Observed, ProductMixture
 from likely.space import Space
 
@@ -68,8 +68,8 @@ class KernelDensity(Model, Likelihood, ClosedForm):
     @torch.no_grad()
     def solve(self, train: Batches, valid: Batches) -> None:
         """Keep the training examples; the bandwidth and blur that code the validation split best are kept."""
-        x, label = self._some(train, self.kernels)
-        held_out, y = self._some(valid, _JUDGES)
+        x, label = labelled(train, self.given_space, self.kernels)
+        held_out, y = labelled(valid, self.given_space, _JUDGES)
         seen = Observed.of(self.space, x)
         self.products.log_weight = component_weights(torch.ones(len(x), dtype=torch.float64), label, self.labels)
         self.products.mean = _hot_deck(seen)
@@ -83,12 +83,6 @@ class KernelDensity(Model, Likelihood, ClosedForm):
                     break
                 before = tried[h, blur]
         self._blur(seen, *max(tried, key=lambda way: tried[way]))
-
-    def _some(self, batches: Batches, most: int) -> tuple[Tensor, Tensor]:
-        """Examples and labels; a random choice if there are more than `most`."""
-        x, given = gather_batches(batches)
-        keep = torch.randperm(len(x))[:most]
-        return x[keep], label_of(self.given_space, given, len(x))[keep]
 
     def _blur(self, seen: Observed, h: float, blur: float) -> None:
         """Set the width of every kernel."""

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from likely.errors import UsageError
-from likely.model import expand_given
+from likely.model import Batches, expand_given, gather_batches
 from likely.space import Space
 
-__all__ = ["label_count", "label_of", "shrink"]
+__all__ = ["component_weights", "label_count", "label_of", "labelled", "shrink"]
 
 
 def label_count(given: Space | None) -> int:
@@ -40,6 +40,13 @@ def label_of(space: Space | None, given: Tensor | None, n: int) -> Tensor:
         return torch.zeros(n, dtype=torch.int64)
     code = rows[:, 0]
     return torch.where(code < 0, label_count(space) - 1, code)
+
+
+def labelled(batches: Batches, space: Space | None, most: int) -> tuple[Tensor, Tensor]:
+    """All examples [n, *shape] and their labels [n]; a random choice if there are more than `most`."""
+    x, given = gather_batches(batches)
+    keep = torch.randperm(len(x))[:most]
+    return x[keep], label_of(space, given, len(x))[keep]
 
 
 def shrink(counts: Tensor, prior: Tensor, pseudo: float | Tensor) -> Tensor:
