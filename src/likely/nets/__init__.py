@@ -54,10 +54,18 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("decoder", "sequence"): {"conv": "likely.nets.autoencoder:ConvDecoder"},
     ("denoiser", "grid"): {"unet": "likely.nets.unet:UNet"},
     ("denoiser", "columns"): {"mlp": "likely.nets.denoiser:MLPDenoiser"},
-    ("energy", "grid"): {"conv": "likely.nets.energy:ConvEnergy", "mlp": "likely.nets.energy:MLPEnergy"},
-    ("energy", "columns"): {"mlp": "likely.nets.energy:MLPEnergy"},
-    ("generator", "grid"): {"conv": "likely.nets.generator:ConvGenerator", "mlp": "likely.nets.generator:MLPGenerator"},
-    ("generator", "columns"): {"mlp": "likely.nets.generator:MLPGenerator"},
+    ("energy", "grid"): {
+        "auto": "likely.nets.energy:grid_energy",
+        "dense": "likely.nets.energy:MLPEnergy",
+        "conv": "likely.nets.energy:ConvEnergy",
+    },
+    ("energy", "columns"): {"dense": "likely.nets.energy:MLPEnergy"},
+    ("generator", "grid"): {
+        "auto": "likely.nets.generator:grid_generator",
+        "dense": "likely.nets.generator:MLPGenerator",
+        "conv": "likely.nets.generator:ConvGenerator",
+    },
+    ("generator", "columns"): {"dense": "likely.nets.generator:MLPGenerator"},
 }
 
 

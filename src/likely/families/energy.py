@@ -1,0 +1,299 @@
+r"""Energy-based model: independent columns, tilted by a learnt energy.
+
+On the relaxed space u (`space.relax`), with p0 a histogram of each entry alone,
+
+    p(u) = p0(u) exp(-E(u)) / Z,                        Z = E_{p0}[ exp(-E(u)) ]
+    -grad log p = grad E(u_data) - E_{u ~ p}[ grad E(u) ]                    (maximum likelihood of E)
+
+so E has to explain only how entries depend on each other, and E = 0 is the histogram model already.
+p0 has a normal coordinate, u = T(v) with v ~ N(0, I), in which every entry is as wide as every other
+and no step leaves the support. All chains live there: Langevin dynamics of N(v) exp(-E(T(v))).
+
+Training    persistent contrastive divergence: a buffer of chains goes on by `moves` Langevin steps
+            for each gradient step; a few of them start anew from p0. p0 is fitted by its own likelihood.
+            E^2 is penalised a little, which holds E near zero mean and its range finite.
+log Z       by annealed importance sampling from p0, once for each set of weights, and stored with
+            them. Annealing finds log Z from below: log p(x) is optimistic by what the chains missed.
+            It is an estimate and never a bound.
+Sampling    chains annealed from p0 to p, then `settle` more steps.
+
+References:
+    | Training products of experts by minimizing contrastive divergence (Hinton, 2002) | https://doi.org/10.1162/089976602760128018
+    | Training RBMs using approximations to the likelihood gradient (Tieleman, 2008) | https://doi.org/10.1145/1390156.1390290
+    | Implicit generation and modeling with energy-based models (Du and Mordatch, 2019) | https://arxiv.org/abs/1903.08689
+    | Learning energy-based models by exponential tilting of a base density (Arbel et al., 2021) | https://arxiv.org/abs/2003.05033
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from likely.errors import UsageError
+from likely.logprob import LogProb
+from likely.model import Likelihood, Model, Recipe, Starts, expand_given
+from likely.nets import net
+from likely.noise import Noise, row_hash, seeded
+from likely.solve.ais import Annealed, anneal, temper
+from likely.solve.langevin import adapt, place, walk
+from likely.space import Space
+
+__all__ = ["Energy", "Marginals"]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_EDGE = 1e-12  # probabilities are kept this far from 0 and 1, where the normal quantile is infinite
+_GAIN = 10.0  # histogram logits = 10 x weights, so that they settle at the learning rate of a net
+
+
+class Marginals(nn.Module):
+    """p0(u): a histogram of every entry alone, in w in (0, 1).
+
+    w is the place between the ends of an ordinal, whose bins are its cells; for every other entry it
+    is the standard normal's CDF at u, and the histogram corrects that normal. Float64 inside.
+    """
+
+    bins: Tensor
+    low: Tensor
+    width: Tensor
+
+    def __init__(self, space: Space, bins: int) -> None:
+        super().__init__()
+        relaxed = space.relaxed
+        ends = [_ends(space, channel, bins) for channel in range(relaxed.shape[0])]
+        count, low, width = (
+            torch.tensor(c, dtype=torch.float64).repeat_interleave(relaxed.dims // len(ends)) for c in zip(*ends, strict=True)
+        )
+        for name, value in {"bins": count, "low": low, "width": width}.items():
+            self.register_buffer(name, value, persistent=False)
+        self.shape, self.most = relaxed.shape, int(count.max())
+        self.weight = nn.Parameter(torch.zeros(relaxed.dims, self.most))
+
+    def _log_mass(self) -> Tensor:
+        """[dims, most], float64; minus infinity where an entry has fewer bins."""
+        absent = torch.arange(self.most, device=self.bins.device) >= self.bins[:, None]
+        return (_GAIN * self.weight.double()).masked_fill(absent, -math.inf).log_softmax(1)
+
+    def _place(self, u: Tensor) -> Tensor:
+        """Bin [dims, B] of each entry."""
+        w = torch.where(self.width > 0, (u - self.low) / self.width, torch.special.ndtr(u))
+        return (w * self.bins).long().clamp_min(0).minimum(self.bins.long() - 1).T
+
+    def start(self, u: Tensor) -> None:
+        """Set the histogram to that of a batch, smoothed by one example spread evenly."""
+        counts = torch.zeros_like(self.weight).scatter_add_(
+            1, i := self._place(u.flatten(1).double()), torch.ones_like(i, dtype=self.weight.dtype)
+        )
+        with torch.no_grad():
+            self.weight.copy_((counts + 1 / self.bins[:, None]).log() / _GAIN)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """log p0(u), nats [B]."""
+        u = u.flatten(1).double()
+        reference = torch.where(self.width > 0, -self.width.clamp_min(_EDGE).log(), -0.5 * u.square() - _LOG_SQRT_2PI)
+        return (self._log_mass().gather(1, self._place(u)).T + self.bins.log() + reference).sum(1)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Mass of each bin and its cumulative sum: all that `from_normal` needs, computed once for a chain."""
+        mass = self._log_mass().detach().exp()
+        return mass, mass.cumsum(1)
+
+    def from_normal(self, v: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+        """u = T(v) [B, *relaxed shape] of v [B, dims]; u ~ p0 where v ~ N(0, I)."""
+        mass, edge = table
+        c = torch.special.ndtr(v.double()).clamp(_EDGE, 1 - _EDGE).T
+        index = torch.searchsorted(edge, c.detach().contiguous()).minimum(self.bins.long()[:, None] - 1)
+        m = mass.gather(1, index)
+        w = ((index + ((c - edge.gather(1, index) + m) / m).clamp(0, 1)) / self.bins[:, None]).T
+        u = self.low + self.width * w
+        if bool((self.width == 0).any()):
+            u = torch.where(self.width > 0, u, torch.special.ndtri(w.clamp(_EDGE, 1 - _EDGE)))
+        return u.to(torch.get_default_dtype()).view(-1, *self.shape)
+
+
+def _ends(space: Space, channel: int, bins: int) -> tuple[float, float, float]:
+    """Bins, low end and width of a relaxed channel; width 0 where it is unbounded."""
+    numbers = space.numbers
+    s = space.supports[numbers[channel]] if channel < len(numbers) else None
+    if s is None:
+        return 2.0, 0.0, 0.0  # the sign of a half-normal is what matters
+    if s.kind != "ordinal" or s.missing:
+        return float(bins), 0.0, 0.0
+    return float(min(s.levels, 256)), -s.center / s.scale, s.levels / s.scale
+
+
+class Energy(Model, Likelihood, Starts):
+    """p(u) proportional to p0(u) exp(-E(u)), by contrastive divergence; log Z by annealed importance sampling.
+
+    Args:
+        given: one nominal label; log Z is estimated for each of its values.
+        width, depth: of the energy's net, by size where not given; `net` names another.
+        chains: in the replay buffer, shared among the labels.
+        moves: Langevin steps for each gradient step.
+        restart: share of chains that start anew from p0 at each step.
+        penalty: weight of E^2.
+        temperatures: of annealing, for log Z and for samples.
+
+    Raises: UsageError if `given` is anything but one nominal label.
+    """
+
+    summary = "energy-based: marginals tilted by a learnt energy, contrastive divergence"
+    recipe = Recipe(lr=1e-3, batch=64, bf16=False, patience=0, clip=1.0, ema=0.999)
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {"chains": 128, "moves": 4, "temperatures": 30},
+        "small": {"chains": 512, "moves": 10, "temperatures": 400},
+        "base": {"chains": 2048, "moves": 20, "temperatures": 1000},
+    }
+    rank_buffers = ("chains", "step")
+    bound_draws = 8
+
+    chains: Tensor
+    step: Tensor
+    log_z: Tensor
+    log_z_stderr: Tensor
+    fingerprint: Tensor
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None = None,
+        size: str = "small",
+        net: str | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        chains: int | None = None,
+        moves: int | None = None,
+        restart: float = 0.01,
+        penalty: float = 1e-4,
+        temperatures: int | None = None,
+        slack: float = 10.0,
+        leaps: int = 4,
+    ) -> None:
+        super().__init__(space, given=given, size=size)
+        if given is not None and (given.shape != (1,) or given.numbers):
+            raise UsageError(
+                f"An energy model is conditioned on one nominal label, not on {given}.", "Each value of `given` has its own log Z."
+            )
+        chosen = self.options(size, chains=chains, moves=moves, temperatures=temperatures)
+        self.moves, self.temperatures, self.restart, self.penalty = chosen["moves"], chosen["temperatures"], restart, penalty
+        self.slack, self.leaps = slack, leaps
+        self.base = Marginals(space, bins=16)
+        self.net = _net(space, size, net, given, width=width, depth=depth)
+        states = 1 if given is None else given.supports[0].levels + given.supports[0].missing
+        per_state = max(chosen["chains"] // states, 16)
+        self.register_buffer("chains", torch.randn(states, per_state, space.relaxed.dims))
+        self.register_buffer("step", torch.full((1,), 0.1))
+        self.register_buffer("log_z", torch.full((states,), math.nan, dtype=torch.float64))
+        self.register_buffer("log_z_stderr", torch.full((states,), math.nan, dtype=torch.float64))
+        self.register_buffer("fingerprint", torch.zeros(1, dtype=torch.int64))
+
+    # -- training -------------------------------------------------------------------------------
+
+    def start(self, x: Tensor, given: Tensor | None = None) -> None:
+        self.base.start(self.space.relax(x).value)
+
+    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
+        """Contrastive divergence, whose gradient is the likelihood's; in evaluation mode -log p(x) in nats, on few chains."""
+        if not self.training:
+            return self._quick_nats(x, given)
+        u = self.space.relax(x).value
+        fake = self._advance(len(x), given)
+        energy, energy_fake = self._energy(torch.cat([u, fake]), None if given is None else torch.cat([given, given])).chunk(2)
+        lag = (energy_fake - energy).detach().mean()
+        throttle = (1 - lag / self.slack).clamp(0, 1)
+        return throttle * (energy - energy_fake) + self.penalty * (energy.square() + energy_fake.square()) - self.base.log_prob(u)
+
+    def _energy(self, u: Tensor, given: Tensor | None) -> Tensor:
+        return self.net(u, given).squeeze(1).double()
+
+    def _of_normal(self, given: Tensor | None) -> Any:
+        """E(T(v)) as a function of v, for chains of given labels."""
+        table = self.base.table()
+        return lambda v: self._energy(self.base.from_normal(v, table), expand_given(given, len(v)))
+
+    def _state(self, given: Tensor | None, n: int) -> Tensor:
+        """Row of the buffer and of log Z for each example; a missing label is the last."""
+        if self.given_space is None or given is None:
+            return torch.zeros(n, dtype=torch.int64, device=self.chains.device)
+        return torch.where(given[:, 0] < 0, len(self.log_z) - 1, given[:, 0])
+
+    def _advance(self, n: int, given: Tensor | None) -> Tensor:
+        """One chain of the buffer for each label of the batch, `moves` Langevin steps on; u, without gradient."""
+        row = self._state(given, n)
+        same = row[:, None] == row
+        turn = (same.tril(-1).sum(1) + torch.randint(self.chains.shape[1], (1,), device=row.device)) % self.chains.shape[1]
+        v = self.chains[row, turn]
+        v = torch.where(torch.rand(n, 1, device=v.device) < self.restart, torch.randn_like(v), v)
+        energy, step = self._of_normal(given), self.step[0]
+        walkers, moved = walk(place(v, energy), energy, step, leaps=self.moves)
+        step = adapt(step, moved, rate=0.03)
+        self.chains[row, turn] = walkers.v
+        self.step[0] = step
+        return self.base.from_normal(walkers.v, self.base.table())
+
+    # -- likelihood -----------------------------------------------------------------------------
+
+    def _quick_nats(self, x: Tensor, given: Tensor | None) -> Tensor:
+        """-log p(x) with log Z by 64 short chains: to compare weights of one run with each other."""
+        relaxed = self.space.relax(x)
+        row = self._state(given, len(x))
+        log_z = torch.zeros_like(self.log_z)
+        for state in row.unique().tolist():
+            log_z[state] = self._anneal(state, 64, 50).log_z
+        return -(self.base.log_prob(relaxed.value) - self._energy(relaxed.value, given) - log_z[row] + relaxed.nats)
+
+    def _anneal(self, state: int, n: int, temperatures: int) -> Annealed:
+        """n chains of one label from p0 to p; their weights average to Z."""
+        label = None if self.given_space is None else self._label(state)
+        energy = self._of_normal(label)
+        v = torch.randn(n, self.space.relaxed.dims, device=self.chains.device)
+        return anneal(v, energy, temper(torch.randn_like(v[:64]), energy, temperatures, self.leaps), self.leaps)
+
+    def _label(self, state: int) -> Tensor:
+        levels = self.given_space.supports[0].levels if self.given_space else 0
+        return torch.tensor([[state if state < levels else -1]], device=self.chains.device)
+
+    def _refresh(self, states: list[int]) -> None:
+        """Estimate log Z of labels where the weights are not those that it was estimated for."""
+        fingerprint = torch.stack([row_hash(p.detach().reshape(1, -1)) for p in self.parameters()]).sum(0)
+        if not torch.equal(fingerprint, self.fingerprint):
+            self.log_z.fill_(math.nan)
+            self.fingerprint.copy_(fingerprint)
+        for state in states:
+            if self.log_z[state].isnan():
+                with seeded(state):
+                    annealed = self._anneal(state, 128, self.temperatures)
+                self.log_z[state], self.log_z_stderr[state] = annealed.log_z, annealed.stderr
+
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        row = self._state(given, len(x))
+        self._refresh(row.unique().tolist())
+        relaxed = self.space.relax(x, noise=noise)
+        repeated = None if given is None else noise.repeat(given)
+        nats = self.base.log_prob(relaxed.value) - self._energy(relaxed.value, repeated)
+        how = f"log Z by forward AIS of 256 chains x {self.temperatures} temperatures, which underestimates it: optimistic"
+        bound = relaxed.log_prob(nats, how=how)
+        return LogProb(bound.nats - self.log_z[row], "estimate", stderr=self.log_z_stderr[row], how=bound.how)
+
+    # -- samples --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, given: Tensor | None = None, *, settle: int = 10) -> Tensor:
+        """Chains annealed from p0 to p, and `settle` more steps at p."""
+        given = expand_given(given, n)
+        return torch.cat([self._sample(min(256, n - i), None if given is None else given[i : i + 256], settle) for i in range(0, n, 256)])
+
+    def _sample(self, n: int, given: Tensor | None, settle: int) -> Tensor:
+        energy = self._of_normal(given)
+        v = torch.randn(n, self.space.relaxed.dims, device=self.chains.device)
+        steps = temper(v, energy, self.temperatures, self.leaps)
+        walkers = anneal(v, energy, steps, self.leaps).walkers
+        for _ in range(settle):
+            walkers, _ = walk(walkers, energy, steps[-1], leaps=self.leaps)
+        return self.space.snap(self.base.from_normal(walkers.v, self.base.table()))
+
+
+def _net(space: Space, size: str, word: str | None, given: Space | None, **options: int | None) -> nn.Module:
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return net(space.relaxed, "energy", size, word=word, given=given, out=1, **chosen)
