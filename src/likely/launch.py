@@ -30,24 +30,23 @@ class Worker:
             json.dump(self.task, file)
             file.flush()
             threads = {name: str(self.task["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-            self.process = subprocess.Popen(
-                [*self.command, file.name],
+            command = [*self.command, file.name]
+            with subprocess.Popen(
+                command,
                 stdin=subprocess.PIPE,  # closes with this process, which ends the worker
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env={**os.environ, **threads},
                 start_new_session=True,  # Ctrl-C reaches the parent alone
-            )
-            row = self._listen(progress)
-            code = self.process.wait()
+            ) as self.process:
+                row = self._listen(self.process, progress)
+            code = self.process.returncode
         return row if row is not None else {**self.task["row"], "error": self._death(code)}
 
-    def _listen(self, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-        assert self.process is not None
-        assert self.process.stdout is not None
+    def _listen(self, process: "subprocess.Popen[str]", progress: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         row = None
-        for line in self.process.stdout:
+        for line in process.stdout or ():
             try:
                 record = json.loads(line)
             except ValueError:  # a line that a kill cut short

@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 __all__ = ["describe_error", "main", "receive", "ship"]
 
@@ -22,18 +23,27 @@ def main(task_file: str) -> None:
     """Fit, evaluate, report. Whatever libraries print goes to the log (standard error)."""
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+
+    def send(record: dict[str, Any]) -> None:
+        lines.write(json.dumps(record, default=str) + "\n")
+
     threading.Thread(target=_end_with_board, daemon=True).start()
     task = json.loads(Path(task_file).read_text())
     try:
-        row = run(task, lines)
+        row = run(task, send)
     except Exception as error:
         traceback.print_exc()
         row = {**task["row"], "error": describe_error(error)}
-    _send(lines, {"row": row})
+    send({"row": row})
 
 
-def run(task: dict[str, Any], lines: TextIO) -> dict[str, Any]:
-    """Fit one model to the shipped data and measure it: a row's JSON. Its samples are left beside the model."""
+def run(task: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Fit one model to the shipped data and measure it: a row's JSON. Its samples are left beside the model.
+
+    Args:
+        task: "row" (what to run, as a row's JSON), "data" and "out" (paths), "budget", "threads", "device", "floors".
+        send: is handed a record now and then: {"progress": ...}.
+    """
     import torch
 
     from likely.evaluation.gallery import IMAGES, POINTS, gallery
@@ -51,13 +61,13 @@ def run(task: dict[str, Any], lines: TextIO) -> dict[str, Any]:
         out=out,
         device=task["device"],
         threads=task["threads"],
-        progress=lambda record: _send(lines, {"progress": record}),
+        progress=lambda record: send({"progress": record}),
         **task["budget"],
         **row["options"],
     )
     if fitted.stopped == "interrupted":
         raise SystemExit("stopped by a signal; the same comparison goes on from here")
-    _send(lines, {"progress": {"phase": "evaluating"}})
+    send({"progress": {"phase": "evaluating"}})
     measured = evaluate(fitted.model, data, seed=row["seed"], reference=task["floors"])
     measured.seconds, measured.cpu_seconds, measured.steps = fitted.seconds, fitted.cpu_seconds, fitted.steps
     measured.curve, measured.threads = fitted.curve, task["threads"]
@@ -108,10 +118,6 @@ def receive(path: Path) -> Any:
     train, valid, test = (Split(**record["splits"][name]) for name in ("train", "valid", "test"))
     given = Space.from_json(record["given"]) if record["given"] else None
     return Data(Space.from_json(record["space"]), train, valid, test, given, record["name"], json.loads(record["card"]))
-
-
-def _send(lines: TextIO, record: dict[str, Any]) -> None:
-    lines.write(json.dumps(record, default=str) + "\n")
 
 
 def _end_with_board() -> None:
