@@ -38,6 +38,7 @@ from likely.heads import Categorical, Heads
 from likely.logprob import LogProb
 from likely.model import Coded, Likelihood, Model, Primed, Recipe, expand_given
 from likely.nets import net as build_net
+from likely.nets.causal import CausalNet
 from likely.noise import Noise
 from likely.space import MISSING, Space
 
@@ -110,8 +111,8 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         self.symbols = _with_end(space)
         self.heads = Heads(self.symbols, components=components, categorical_up_to=categorical_up_to)
         options = {"width": width, "depth": depth, "dropout": dropout}
-        causal = build_net(self.symbols, "causal", size, word=net, given=given, out=self.heads.width, **options)
-        self.net = Ending(causal, self.symbols.supports[0].levels - 1) if space.variable else causal
+        causal: Any = build_net(self.symbols, "causal", size, word=net, given=given, out=self.heads.width, **options)
+        self.net: CausalNet = Ending(causal, self.symbols.supports[0].levels - 1) if space.variable else causal
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         return -self._log_masses(x, given).flatten(1).sum(1)
@@ -151,7 +152,7 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         The others are context: all that the net looks back on where that is bounded (then windows
         may be longer than in training), half a window of training else.
         """
-        length, reach = self.space.shape[0], getattr(self.net, "reach", None)
+        length, reach = self.space.shape[0], self.net.reach
         length, context = (length, length // 2) if reach is None else (4 * reach, reach)
         scored = torch.arange(length - context, device=stretch.device)
         first = len(prefix) + torch.arange(0, len(stretch), len(scored), device=stretch.device)
@@ -241,10 +242,10 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         return head.log_mass(each, states.expand(len(parameters), -1)).double()
 
 
-class Ending(nn.Module):
+class Ending(CausalNet):
     """A causal net after whose end symbol only the end symbol can follow."""
 
-    def __init__(self, net: nn.Module, end: int) -> None:
+    def __init__(self, net: CausalNet, end: int) -> None:
         super().__init__()
         self.net, self.end, self.order = net, end, net.order
 

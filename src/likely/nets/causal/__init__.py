@@ -1,1 +1,36 @@
 """Causal nets: parameters of each entry given those before it, all at once or entry by entry."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["CausalNet"]
+
+
+class CausalNet(nn.Module, ABC):
+    """What every causal net computes, in two ways that agree.
+
+    Attributes:
+        order: places of a flattened example in the order of the entries, [entries].
+        reach: an entry depends on at most so many before it, and the net takes sequences of any
+            length; None where it looks back on all, up to the length of the space.
+    """
+
+    order: Tensor
+    reach: int | None = None
+
+    @abstractmethod
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """x [B, *shape] -> parameters [B, *shape, out] of each entry given those before it."""
+
+    @abstractmethod
+    def init_state(self, n: int, given: Tensor | None = None) -> Any:
+        """State before the first entry of n examples."""
+
+    @abstractmethod
+    def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]:
+        """Take the previous entry's values [n] (None at the first), give the next entry's parameters [n, out].
+
+        The state is used up: it may be updated in place.
+        """

@@ -14,12 +14,14 @@ References:
     | Fast WaveNet generation algorithm (Le Paine et al., 2016) | https://arxiv.org/abs/1611.09482
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.nets.causal import CausalNet
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
@@ -73,8 +75,10 @@ class DilatedState:
     queues: list[Tensor]
 
 
-class DilatedConvolutions(nn.Module):
+class DilatedConvolutions(CausalNet):
     """Causal net of a sequence: x [B, L] -> parameters [B, L, out], of any L."""
+
+    layers: Sequence[Layer]
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class DilatedConvolutions(nn.Module):
         self.ngrams = NGrams(space.supports[0].levels, *preset[3:], width)
         self.given = Conditioner(given, width)
         cycle = max(1, (length // 2).bit_length())  # dilations 1, 2, 4 ... up to half a window
-        self.layers = nn.ModuleList(Layer(width, 2 ** (i % cycle), dropout) for i in range(depth))
+        self.layers = nn.ModuleList(Layer(width, 2 ** (i % cycle), dropout) for i in range(depth))  # type: ignore[assignment]
         self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, out)
         self.order = torch.arange(length)
         self.reach = self.longest + sum(layer.dilation for layer in self.layers)
@@ -113,13 +117,11 @@ class DilatedConvolutions(nn.Module):
         return h if embedding is None else h + embedding[:, None]
 
     def init_state(self, n: int, given: Tensor | None = None) -> DilatedState:
-        """State before the first entry of n examples."""
         weight = self.last.weight
         history = torch.zeros(n, self.longest, dtype=torch.int64, device=weight.device)
         return DilatedState(self.given(given, n), history, [weight.new_zeros(n, layer.dilation, weight.shape[1]) for layer in self.layers])
 
     def step(self, state: DilatedState, x_i: Tensor | None) -> tuple[DilatedState, Tensor]:
-        """Take the previous entry's values [n] (None at the first), give the next entry's parameters [n, out]."""
         if x_i is not None:
             state.history = torch.cat([x_i[:, None] + 1, state.history[:, :-1]], 1)
         h = self._first(state.history[:, None], state.given)

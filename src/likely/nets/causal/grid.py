@@ -17,12 +17,14 @@ References:
     | Fast generation for convolutional autoregressive models (Ramachandran et al., 2017) | https://arxiv.org/abs/1704.06001
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.nets.causal import CausalNet
 from likely.nets.causal.inputs import feature_width, features
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.space import Space
@@ -114,8 +116,10 @@ class GridState:
     entry: int = 0
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(CausalNet):
     """Causal net of a grid: x [B, C, H, W] -> parameters [B, C, H, W, out]."""
+
+    stacks: Sequence[Stacks]
 
     def __init__(
         self,
@@ -140,13 +144,10 @@ class GatedPixelCNN(nn.Module):
         self.above, self.left = nn.Conv2d(count, width, (2, 3)), nn.Conv2d(count, width, (1, 2))
         self.place_v, self.place_h = Position(width, *space.shape[1:]), Position(width, *space.shape[1:])
         cycle = max(1, (max(space.shape[1:]) // 8).bit_length())  # dilations 1, 2, 4, ... where grids are large
-        self.stacks = nn.ModuleList(Stacks(width, gates, 2 ** (i % cycle), embedding, dropout, last=i == depth - 1) for i in range(depth))
+        layers = [Stacks(width, gates, 2 ** (i % cycle), embedding, dropout, last=i == depth - 1) for i in range(depth)]
+        self.stacks = nn.ModuleList(layers)  # type: ignore[assignment]
         self.head = ChannelHead(width, self.features, out)
-
-    @property
-    def order(self) -> Tensor:
-        """Place in a flattened example of each entry: by row, column, channel."""
-        return torch.arange(self.space.dims).view(self.space.shape).permute(1, 2, 0).flatten()
+        self.order = torch.arange(space.dims).view(space.shape).permute(1, 2, 0).flatten()  # by row, column, channel
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         embedding = self.given(given, len(x))
@@ -161,7 +162,6 @@ class GatedPixelCNN(nn.Module):
         return torch.stack([self.head(h, parts, c).movedim(1, -1) for c in range(len(parts))], 1)
 
     def init_state(self, n: int, given: Tensor | None = None) -> GridState:
-        """State before the first entry of n examples."""
         count, columns, zeros = sum(self.features), self.space.shape[-1], self.left.weight.new_zeros
         return GridState(
             embedding=self.given(given, n),
@@ -173,7 +173,6 @@ class GatedPixelCNN(nn.Module):
         )
 
     def step(self, state: GridState, x_i: Tensor | None) -> tuple[GridState, Tensor]:
-        """Take the previous entry's values [n] (None at the first), give the next entry's parameters [n, out]."""
         channels, _, columns = self.space.shape
         if x_i is not None:
             support = self.space.supports[(state.entry - 1) % channels]

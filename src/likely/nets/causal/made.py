@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.nets.causal import CausalNet
 from likely.nets.causal.inputs import Tokens
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
@@ -39,8 +40,8 @@ class MaskedLinear(nn.Linear):
         with torch.no_grad():  # as many terms as sources, not as columns of the matrix
             self.weight.mul_((allowed.shape[1] / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
 
-    def forward(self, h: Tensor) -> Tensor:
-        return F.linear(h, self.weight * self.mask, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight * self.mask, self.bias)
 
 
 class Block(nn.Module):
@@ -63,7 +64,7 @@ class MADEState:
     entry: int = 0
 
 
-class MADE(nn.Module):
+class MADE(CausalNet):
     """Causal net of a table: x [B, D] -> parameters [B, D, out]."""
 
     def __init__(
@@ -97,11 +98,9 @@ class MADE(nn.Module):
         return self.last(F.silu(h)).view(len(x), -1, self.out)
 
     def init_state(self, n: int, given: Tensor | None = None) -> MADEState:
-        """State before the first entry of n examples."""
         return MADEState(given, torch.zeros(n, self.space.dims, dtype=self.space.dtype, device=self.first.weight.device))
 
     def step(self, state: MADEState, x_i: Tensor | None) -> tuple[MADEState, Tensor]:
-        """Take the previous entry's values [n] (None at the first), give the next entry's parameters [n, out]."""
         if x_i is not None:
             state.x[:, state.entry - 1] = x_i
         state.entry += 1

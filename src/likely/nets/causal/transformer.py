@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.nets.causal import CausalNet
 from likely.nets.causal.inputs import Tokens
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
@@ -83,7 +84,7 @@ class TransformerState:
     entry: int = 0
 
 
-class CausalTransformer(nn.Module):
+class CausalTransformer(CausalNet):
     """Causal net of a table or sequence: x [B, D] -> parameters [B, D, out]."""
 
     def __init__(
@@ -118,13 +119,11 @@ class CausalTransformer(nn.Module):
         return start if embedding is None else start + embedding[:, None]
 
     def init_state(self, n: int, given: Tensor | None = None) -> TransformerState:
-        """State before the first entry of n examples."""
         start = self._start(n, given)
         empty = start.new_zeros(2, n, _HEADS, 0, start.shape[-1] // _HEADS)
         return TransformerState(start, [empty] * len(self.blocks))
 
     def step(self, state: TransformerState, x_i: Tensor | None) -> tuple[TransformerState, Tensor]:
-        """Take the previous entry's values [n] (None at the first), give the next entry's parameters [n, out]."""
         token = state.start if x_i is None else self.tokens(x_i[:, None], state.entry - 1)
         h = token + self.place.weight[state.entry]
         for i, block in enumerate(self.blocks):
