@@ -93,7 +93,7 @@ def into_data(examples: Examples, options: Options, name: str, source: str) -> D
     examples, dropped = _conditioned(examples, options)
     index = _split(examples, options.seed)
     splits = {p: Split(examples.x[i], None if examples.labels is None else examples.labels[i]) for p, i in zip(PARTS, index, strict=True)}
-    asked = {"augment": list(options.augment)} if options.augment else {}
+    asked: dict[str, Any] = {"augment": list(options.augment)} if options.augment else {}
     if hasattr(options.given, "shape"):
         asked["given"] = "an array in memory"
     card = {**card_of(source, options, _method(examples), splits), **examples.notes, **dropped, **asked}
