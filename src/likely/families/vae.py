@@ -48,7 +48,7 @@ class VAE(Model, Likelihood, Latent):
 
     Args:
         latent: dimensions of z.
-        draws: importance draws in training.
+        draws: importance draws in training; 1 for sequences if not given.
         net: another encoder and decoder net than the layout's default.
         width, depth, dropout: of both nets, instead of the size's.
         components: of mixtures of logistics or normals, for numbers.
@@ -80,6 +80,7 @@ class VAE(Model, Likelihood, Latent):
         categorical_up_to: int = 8,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        draws = draws or (1 if space.layout == "sequence" else None)  # decoding a window of text costs more than a second draw gains
         chosen = self.options(size, latent=latent, draws=draws, dropout=dropout, components=components)
         self.dims, self.draws = chosen["latent"], chosen["draws"]
         self.heads = Heads(space, components=chosen["components"], categorical_up_to=categorical_up_to)

@@ -30,7 +30,7 @@ DENSE = {"tiny": {"width": 32, "depth": 1}, "small": {"width": 256, "depth": 2},
 CONV = {"tiny": {"width": 8, "depth": 1}, "small": {"width": 32, "depth": 1}, "base": {"width": 64, "depth": 2}}
 DENSE_UP_TO = 256  # entries of a grid; more are convolved
 COARSEST = 7  # an axis is halved until it is no longer than this
-WIDEST = 8  # channels grow to at most so many times those of the first stage
+WIDEST = 4  # channels grow to at most so many times those of the first stage
 
 
 def standardise(space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
