@@ -30,7 +30,7 @@ __all__ = ["Levels", "Lift", "Posterior", "gaussian_posterior"]
 _MOST_LEVELS = 256  # entries of more values than this are relaxed
 _FEW_LEVELS = 32  # of a grid: up to here the net weighs every level of every pixel
 _REAL_LOG_SNR = 9.0  # what is relaxed is resolved down to exp(-9/2), 1 % of its standard deviation
-_SIGMAS_PER_GAP = 3.0  # neighbouring levels are this many standard deviations apart at t = 0
+_SIGMAS_PER_GAP = 5.0  # neighbouring levels are this many standard deviations apart at t = 0
 _WIDEST = 12.0  # log-variances of a net are kept within +-12
 _LOG_2PI = math.log(2 * math.pi)
 

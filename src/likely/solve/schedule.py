@@ -7,7 +7,9 @@ either end. The likelihood bound in continuous time depends on a schedule throug
 its shape between them decides how noisy the training loss is, and how good a few steps are. So each
 schedule here is a classical shape, cut to the end points it is given.
 
-    linear         lambda_t linear in t                                      (Kingma et al., 2021)
+    tapered        lambda_t = end + (start - end) sqrt(1 - t): the loss of a step grows about in proportion to
+                   lambda - end where data have levels or details, so that its terms come out even
+    linear         lambda_t linear in t                                          (Kingma et al., 2021)
     cosine         alpha_t = cos(pi/2 t)        =>  lambda = -2 log tan(pi/2 t)  (Nichol and Dhariwal, 2021)
     linear beta    alpha_t^2 = exp(-int_0^t beta), beta rising from .1 to 20     (Ho et al., 2020; Song et al., 2021)
 
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from likely.errors import UsageError, nearest
 
-__all__ = ["SCHEDULES", "Cosine", "LinearBeta", "LogLinear", "Schedule", "schedule"]
+__all__ = ["SCHEDULES", "Cosine", "LinearBeta", "LogLinear", "Schedule", "Tapered", "schedule"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class LogLinear(Schedule):
 
 
 @dataclass(frozen=True)
+class Tapered(Schedule):
+    """lambda_t = end + (start - end) sqrt(1 - t): less time the noisier, in proportion to lambda - end."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.end + (self.start - self.end) * (1 - t).clamp_min(0).sqrt()
+
+
+@dataclass(frozen=True)
 class Cosine(Schedule):
     """lambda = -2 log tan(angle), the angle even in t."""
 
@@ -86,7 +96,7 @@ class LinearBeta(Schedule):
         return 2 * integral / (self.beta_0 + math.sqrt(self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * integral))
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"linear": LogLinear, "cosine": Cosine, "linear-beta": LinearBeta}
+SCHEDULES: dict[str, type[Schedule]] = {"tapered": Tapered, "linear": LogLinear, "cosine": Cosine, "linear-beta": LinearBeta}
 
 
 def schedule(name: str, start: float, end: float) -> Schedule:
