@@ -81,7 +81,7 @@ def test_samples_follow_the_likelihood(small):
 def test_decoding_in_chunks_changes_nothing(small, monkeypatch):
     x = GRID.enumerate()[:7]
     whole = small.log_prob(x, draws=5).nats
-    monkeypatch.setattr(vae, "_ENTRIES", 12)
+    monkeypatch.setattr(vae, "_AT_ONCE", 3 * 4 * small.heads.width)
     assert torch.allclose(small.log_prob(x, draws=5).nats, whole, atol=1e-5)
     assert small.sample(8).shape == (8, 1, 2, 2)
     assert small.sample(0).shape == (0, 1, 2, 2)

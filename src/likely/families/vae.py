@@ -39,7 +39,7 @@ from likely.space import Relaxed, Space
 __all__ = ["VAE"]
 
 _LOG_SIGMA = (-7.0, 3.0)  # of the posterior: keeps exp finite, far beyond what training reaches
-_ENTRIES = 2**19  # decoded at once
+_AT_ONCE = 2**23  # numbers that the decoder may put out in one call
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -167,7 +167,7 @@ class VAE(Model, Likelihood, Latent):
 
     def _chunks(self, n: int) -> list[slice]:
         """Rows to decode at once, so that memory stays bounded; one empty slice for no rows."""
-        size = max(1, _ENTRIES // self.space.dims)
+        size = max(1, _AT_ONCE // (self.space.dims * self.heads.width))
         return [slice(i, i + size) for i in range(0, max(n, 1), size)]
 
 
