@@ -129,6 +129,14 @@ def test_codes_cost_what_the_model_claims(name):
     assert 8 * len(message) <= 1.001 * claim + 128
 
 
+@pytest.mark.parametrize("given", [Space.reals(2), Space.grid(1, 2, 2), TABLE], ids=str)
+def test_codes_under_any_given(given):
+    made = model(FINITE["grid"], given=given)
+    value = torch.randn(1, *given.shape) if not given.discrete else torch.zeros(1, *given.shape, dtype=torch.int64)
+    x = made.sample(20, value)
+    assert torch.equal(made.codec(value).decompress(made.codec(value).compress(x), 20), x)
+
+
 def test_a_prefix_has_its_marginal():
     made = finite("sequence")
     x = made.space.enumerate()
