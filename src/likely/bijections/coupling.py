@@ -37,7 +37,7 @@ class Coupling(Bijection):
         self, x: Tensor, given: Tensor | None, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         flat = x.flatten(1)
-        value, log_derivative = transform(flat[:, self.moved], self.net(x * self.stay, given))
+        value, log_derivative = transform(flat.index_select(1, self.moved), self.net(x * self.stay, given))
         return flat.index_copy(1, self.moved, value).view_as(x), per_example(log_derivative)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:

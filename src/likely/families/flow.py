@@ -188,12 +188,12 @@ def _transform(name: str, bins: int) -> Elementwise:
 
 
 def _alternate(shape: tuple[int, ...], turn: int) -> Tensor:
-    """Half of the entries, the other half at the next turn: by axis 1, or as a checkerboard on one channel."""
-    parity = torch.arange(shape[0])
-    if shape[0] == 1:
-        parity = sum(torch.meshgrid(*map(torch.arange, shape), indexing="ij"), torch.zeros(shape, dtype=torch.long))
-    moves = (parity % 2 != turn % 2) if math.prod(shape) > 1 else torch.ones(shape)
-    return moves.bool().view(-1, *[1] * (len(shape) - 1)).expand(shape) if shape[0] > 1 else moves.bool().view(shape)
+    """Which entries move: every other channel, or a checkerboard of a single one; the others at the next turn."""
+    if math.prod(shape) == 1:
+        return torch.ones(shape, dtype=torch.bool)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
+    parity = places[0] if shape[0] > 1 else places.sum(0)
+    return parity % 2 != turn % 2
 
 
 def _gaussianise(space: Space) -> list[Bijection]:
