@@ -13,7 +13,7 @@ SOURCE = Path(likely.__file__).parent
 
 # From the bottom up; a module may import from layers below its own, and from its own package.
 LAYERS = [
-    ["errors", "logprob", "noise", "space", "__init__"],
+    ["errors", "logprob", "noise", "support", "relaxation", "space", "__init__"],
     ["dataset"],
     ["model"],
     ["heads", "nets", "bijections", "solve", "coding"],
@@ -38,7 +38,9 @@ def part_of(path):
 def imported_parts(path):
     """Parts of likely that a file imports at run time, wherever in the file; type-checking imports are left out."""
     tree = ast.parse(path.read_text())
-    skipped = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for n in ast.walk(node)}
+    skipped = {
+        id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for n in ast.walk(node)
+    }
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
@@ -94,7 +96,9 @@ def _imports(path):
 
 
 def _modules_after(code):
-    run = subprocess.run([sys.executable, "-c", f"{code}; import sys; print('\\n'.join(sys.modules))"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print('\\n'.join(sys.modules))"], capture_output=True, text=True, check=True
+    )
     return set(run.stdout.split())
 
 

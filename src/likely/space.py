@@ -1,25 +1,8 @@
-r"""What ONE example is, and the measure its likelihood is taken in.
+"""What ONE example is, and the measure its likelihood is taken in.
 
 A `Space` has a layout (grid C x H x W, sequence L, columns D, set N x D) and one `Support` per
-channel or column. It is the only place of dequantization, standardisation and their log-volumes:
-
-    log p(x) >= E_q(u|x) [ log p(u) - log q(u|x) ]        (an equality where u is a function of x)
-
-`relax` draws u ~ q(u|x) and returns -log q(u|x) in nats; `snap` is the way back. Per support:
-
-    real      u = (x - center) / scale,                    nats = -log scale          (exact)
-    ordinal,  u = (i + U - center) / scale, U ~ U[0, 1),   nats = -log scale          (a bound)
-    decimal   where x is the integer i on the data's grid
-    nominal   K <= 16: K normals whose largest is swapped into place x,
-              nats = -log K - sum log N(u_k)               (argmax surjection, a bound)
-              K = 2 or K > 16: one half-normal per binary digit of x, its sign the digit,
-              nats = -sum log 2 N(u_b)
-    missing   of a number: a half-normal flag as above and u ~ N(0, 1), nats = -log N(u);
-              of a nominal: one more category
-
-References:
-    | RNADE: The real-valued neural autoregressive density-estimator (Uria et al., 2013) | https://arxiv.org/abs/1306.0186
-    | Argmax flows and multinomial diffusion (Hoogeboom et al., 2021) | https://arxiv.org/abs/2102.05379
+channel or column. It is the only place of dequantization, standardisation and their log-volumes,
+whose formulas are in `relaxation.py`.
 """
 
 import itertools
@@ -30,89 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from likely import relaxation
 from likely.errors import DataError
-from likely.logprob import LogProb
-from likely.noise import Noise, log_mean_exp
+from likely.noise import Noise
+from likely.relaxation import Relaxed
+from likely.support import MISSING, Support, from_grid, to_grid
 
 __all__ = ["MISSING", "Relaxed", "Space", "Support", "from_grid", "to_grid"]
 
 Layout = Literal["grid", "sequence", "columns", "set"]
-MISSING = -1  # the code of a missing cell in an integer table; NaN in a real one
-_ARGMAX_UP_TO = 16
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-
-
-@dataclass(frozen=True)
-class Support:
-    """The values that one channel or column can take.
-
-    `ordinal` and `nominal` have `levels` values 0..levels-1. `decimal` is the unbounded grid
-    (origin + i) / 10**decimals, i in Z; its code is `from_grid(i)`, which steps over -1, the code
-    of a missing cell. `real` has a density. `center` and `scale` standardise numbers, in grid
-    steps for ordinal and decimal; they are learnt from the training split.
-    """
-
-    kind: Literal["ordinal", "nominal", "decimal", "real"]
-    levels: int = 0
-    name: str = ""
-    missing: bool = False
-    categories: tuple[str, ...] = ()
-    decimals: int = 0
-    origin: int = 0
-    center: float = 0.0
-    scale: float = 1.0
-
-    @property
-    def numeric(self) -> bool:
-        return self.kind != "nominal"
-
-    @property
-    def states(self) -> int | None:
-        """Number of distinct values, the missing one included; None if there is no end of them."""
-        return self.levels + self.missing if self.kind in ("ordinal", "nominal") else None
-
-    @property
-    def codes(self) -> int:
-        """Real dimensions that a nominal's states are relaxed to."""
-        states = self.levels + self.missing
-        return states if 2 < states <= _ARGMAX_UP_TO else max(1, (states - 1).bit_length())
-
-
-@dataclass(frozen=True)
-class Relaxed:
-    """Discrete data lifted to the reals: `value` [draws * batch, ...], draw-major, and -log q(u|x) in `nats`."""
-
-    value: Tensor
-    nats: Tensor
-    exact: bool
-    draws: int = 1
-
-    def log_prob(self, log_density: Tensor, *, how: str = "") -> LogProb:
-        """log p(x) from the model's log-density at `value`, the draws joined by log mean exp."""
-        nats = log_mean_exp(log_density.double() + self.nats, self.draws)
-        if self.exact:
-            return LogProb(nats, "exact", how=how)
-        dequantized = f"uniform dequantization, K={self.draws}"
-        return LogProb(nats, "lower bound", how="; ".join(h for h in (how, dequantized) if h))
-
-
-def to_grid(code: Tensor) -> Tensor:
-    """Code of a decimal cell -> grid index; codes step over -1, so that -1 can mean missing."""
-    return torch.where(code >= 0, code, code + 1)
-
-
-def from_grid(index: Tensor) -> Tensor:
-    """Grid index -> code of a decimal cell."""
-    return torch.where(index >= 0, index, index - 1)
-
-
-def _normal_nats(u: Tensor) -> Tensor:
-    """-log N(u; 0, 1)."""
-    return 0.5 * u.square() + _LOG_SQRT_2PI
-
-
-def _flat_sum(nats: Tensor) -> Tensor:
-    return nats.double().flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -150,7 +59,7 @@ class Space:
     @classmethod
     def grid(cls, channels: int, height: int, width: int, levels: int | None = None) -> "Space":
         """Images: `levels` integer values per channel, or real ones where it is None."""
-        return cls("grid", (channels, height, width), (_number(levels),) * channels)
+        return cls("grid", (channels, height, width), (Support.number(levels),) * channels)
 
     @classmethod
     def columns(cls, *supports: Support) -> "Space":
@@ -170,7 +79,7 @@ class Space:
     @classmethod
     def points(cls, count: int, dims: int, levels: int | None = None, *, variable: bool = False, unordered: bool = True) -> "Space":
         """Sets of exactly (or at most) `count` points in `dims` dimensions."""
-        return cls("set", (count, dims), (_number(levels),) * dims, variable=variable, unordered=unordered)
+        return cls("set", (count, dims), (Support.number(levels),) * dims, variable=variable, unordered=unordered)
 
     @classmethod
     def label(cls, categories: tuple[str, ...] | int) -> "Space":
@@ -242,7 +151,7 @@ class Space:
         if self.layout == "sequence":
             return self
         by_entry = x.transpose(1, -1) if self.layout == "set" else x
-        return replace(self, supports=tuple(_standardised(s, by_entry[:, i]) for i, s in enumerate(self.supports)))
+        return replace(self, supports=tuple(s.standardised(by_entry[:, i]) for i, s in enumerate(self.supports)))
 
     def enumerate(self, limit: int = 2**18) -> Tensor:
         """Every example of a small discrete space, [states, *shape]; proofs sum over it.
@@ -300,51 +209,11 @@ class Space:
             draws: copies of each example, draw-major; ignored where nothing is random, or given `noise`.
             noise: where the randomness comes from; torch's global generator by default.
         """
-        exact = not self.discrete and not self.flags
-        noise = noise or Noise(x, draws)
-        noise = Noise(x, 1) if exact else noise
-        x = noise.repeat(x)
-        blocks, nats = [], x.new_zeros(len(x), dtype=torch.float64)
-        if self.numbers:
-            value, extra = self._relax_numbers(x, noise)
-            blocks.append(value)
-            nats = nats + extra
-        for i in self.nominals:
-            value, extra = _relax_nominal(x[:, i], self.supports[i], noise)
-            blocks.append(value)
-            nats = nats + extra
-        return Relaxed(torch.cat(blocks, 1).to(torch.get_default_dtype()), nats, exact, noise.draws)
+        return relaxation.relax(self, x, draws, noise)
 
-    def _relax_numbers(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        x = x[:, self.numbers] if self.nominals else x
-        lost = torch.isnan(x) if x.is_floating_point() else x < 0
-        number = x.double() if x.is_floating_point() else self._grid_index(x).double()
-        if self.discrete:
-            number = number + noise.uniform(*x.shape[1:])
-        center, scale = self._affine(x)
-        value, nats = (number - center) / scale, -scale.log().expand_as(number)
-        if not self.flags:
-            return value, _flat_sum(nats)
-        is_lost = torch.zeros_like(lost)
-        which = [self.numbers.index(i) for i in self.flags]
-        is_lost[:, which] = lost[:, which] & (x[:, which] == MISSING if self.discrete else lost[:, which])
-        filler = noise.normal(*x.shape[1:])
-        value, nats = torch.where(is_lost, filler, value), torch.where(is_lost, _normal_nats(filler), nats)
-        flag, flag_nats = _relax_sign(is_lost[:, which], noise)
-        return torch.cat([value, flag], 1), _flat_sum(nats) + flag_nats
-
-    def _grid_index(self, x: Tensor) -> Tensor:
-        """Codes of the numeric entries -> grid indices (only decimals step over -1)."""
-        decimal = self._per_number([self.supports[i].kind == "decimal" for i in self.numbers], x)
-        return torch.where(decimal.bool(), to_grid(x), x)
-
-    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Center and scale of the numeric entries, float64, shaped to broadcast over `like`."""
-        supports = [self.supports[i] for i in self.numbers]
-        return self._per_number([s.center for s in supports], like), self._per_number([s.scale for s in supports], like)
-
-    def _per_number(self, values: list[Any], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=like.device).view(-1, *[1] * (like.ndim - 2))
+    def snap(self, u: Tensor) -> Tensor:
+        """Put reals of `self.relaxed` back on the data's own values, [batch, *shape]."""
+        return relaxation.snap(self, u)
 
     def cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Edges of each number's cell on the relaxed scale, [batch, numbers, ...] each, float64.
@@ -352,39 +221,11 @@ class Space:
         The first and last cell of an ordinal are open (-inf, inf), so a family that integrates its
         density over cells has an exact mass. Missing cells are (-inf, inf): they integrate to one.
         """
-        codes = x[:, self.numbers]
-        index, (center, scale) = self._grid_index(codes).double(), self._affine(codes)
-        levels = self._per_number([s.levels if s.kind == "ordinal" else math.inf for s in (self.supports[i] for i in self.numbers)], codes)
-        lost = codes == MISSING
-        lower = torch.where(lost | ((index <= 0) & levels.isfinite()), -math.inf, (index - center) / scale)
-        upper = torch.where(lost | (index >= levels - 1), math.inf, (index + 1 - center) / scale)
-        return lower, upper
+        return relaxation.cells(self, x)
 
-    def snap(self, u: Tensor) -> Tensor:
-        """Put reals of `self.relaxed` back on the data's own values, [batch, *shape]."""
-        count, flags = len(self.numbers), self.flags
-        number, rest = u[:, :count].double(), u[:, count + len(flags) :]
-        out = torch.empty(len(u), *self.shape, dtype=self.dtype, device=u.device)
-        if count:
-            center, scale = self._affine(number)
-            out[:, self.numbers] = self._snap_numbers(number * scale + center, u[:, count : count + len(flags)] > 0)
-        for i in self.nominals:
-            block, rest = rest[:, : self.supports[i].codes], rest[:, self.supports[i].codes :]
-            out[:, i] = _snap_nominal(block, self.supports[i])
-        return out
-
-    def _snap_numbers(self, value: Tensor, lost: Tensor) -> Tensor:
-        supports = [self.supports[i] for i in self.numbers]
-        if not self.discrete:
-            out, empty = value.to(self.dtype), math.nan
-        else:
-            top = self._per_number([s.levels - 1 if s.kind == "ordinal" else 2.0**52 for s in supports], value)
-            bottom = self._per_number([0.0 if s.kind == "ordinal" else -(2.0**52) for s in supports], value)
-            out, empty = from_grid(value.floor().clamp(bottom, top).long()), MISSING
-        for j, i in enumerate(self.flags):
-            k = self.numbers.index(i)
-            out[:, k] = out[:, k].masked_fill(lost[:, j], empty)
-        return out
+    def affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Center and scale of the numeric entries, float64, shaped to broadcast over `like` [batch, numbers, ...]."""
+        return relaxation.affine(self, like)
 
     # -- storage --------------------------------------------------------------------------------
 
@@ -400,52 +241,3 @@ class Space:
         sizes = "x".join(map(str, self.shape))
         kinds = sorted({f"{s.kind}({s.states})" if s.states else s.kind for s in self.supports})
         return f"{self.layout} {sizes} of {', '.join(kinds)}"
-
-
-def _number(levels: int | None) -> Support:
-    """An ordinal of `levels`, scaled as if its values were uniform; or a real."""
-    if levels is None:
-        return Support("real")
-    return Support("ordinal", levels, center=levels / 2, scale=levels / math.sqrt(12))
-
-
-def _standardised(s: Support, x: Tensor) -> Support:
-    if not s.numeric:
-        return s
-    there = torch.isfinite(x) if s.kind == "real" else x != MISSING
-    present = x if there.all() else x[there]  # selecting is slow on large images, which miss nothing
-    if present.numel() == 0:
-        return s
-    number = present.double() if s.kind == "real" else (to_grid(present) if s.kind == "decimal" else present).double() + 0.5
-    variance = number.var(correction=0).item() + (0.0 if s.kind == "real" else 1 / 12)
-    return replace(s, center=number.mean().item(), scale=math.sqrt(variance) or 1.0)
-
-
-def _relax_sign(positive: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """One half-normal per bit, its sign the bit, and the nats of the density 2 N(u)."""
-    u = noise.normal(*positive.shape[1:]).abs()
-    return torch.where(positive, u, -u), _flat_sum(_normal_nats(u) - math.log(2))
-
-
-def _relax_nominal(code: Tensor, s: Support, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Codes [batch, ...] -> reals [batch, s.codes, ...] and nats; a missing cell is the last state."""
-    states = s.levels + s.missing
-    code = torch.where(code < 0, states - 1, code)
-    if s.codes != states:
-        digits = torch.stack([(code >> b) & 1 for b in range(s.codes)], 1)
-        return _relax_sign(digits.bool(), noise)
-    u = noise.normal(states, *code.shape[1:])
-    place, top = code[:, None], u.argmax(1, keepdim=True)
-    largest, displaced = u.gather(1, top), u.gather(1, place)
-    u = u.scatter(1, top, displaced).scatter(1, place, largest)
-    return u, _flat_sum(_normal_nats(u).sum(1, keepdim=True) - math.log(states))
-
-
-def _snap_nominal(u: Tensor, s: Support) -> Tensor:
-    states = s.levels + s.missing
-    if s.codes == states:
-        code = u.argmax(1)
-    else:
-        place = torch.tensor([1 << b for b in range(s.codes)], device=u.device).view(-1, *[1] * (u.ndim - 2))
-        code = ((u > 0) * place).sum(1).clamp_max(states - 1)
-    return torch.where(code == states - 1, MISSING, code) if s.missing else code

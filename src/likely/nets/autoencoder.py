@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.nets.mlp import ResMLP
+from likely.relaxation import per_number
 from likely.space import MISSING, Space, to_grid
 
 __all__ = ["ConvDecoder", "ConvEncoder", "DenseDecoder", "DenseEncoder", "grid_decoder", "grid_encoder"]
@@ -36,9 +37,9 @@ WIDEST = 4  # channels grow to at most so many times those of the first stage
 def standardise(space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers of a batch on the standardised scale, 0 where missing, float32; and which of the flagged are missing."""
     x = x[:, space.numbers]
-    decimal, real = (space._per_number([space.supports[i].kind == kind for i in space.numbers], x).bool() for kind in ("decimal", "real"))
-    lost = (torch.isnan(x) | (x == MISSING)) & space._per_number([space.supports[i].missing for i in space.numbers], x).bool()
-    center, scale = space._affine(x)
+    decimal, real = (per_number([space.supports[i].kind == kind for i in space.numbers], x).bool() for kind in ("decimal", "real"))
+    lost = (torch.isnan(x) | (x == MISSING)) & per_number([space.supports[i].missing for i in space.numbers], x).bool()
+    center, scale = space.affine(x)
     number = torch.where(decimal, to_grid(x), x).double() + torch.where(real, 0.0, 0.5)
     return torch.where(lost, 0.0, (number - center) / scale).float(), lost[:, [space.numbers.index(i) for i in space.flags]]
 

@@ -59,7 +59,7 @@ class Conditioner(nn.Module):
         parts = [table(given[:, i] + 1) for table, i in zip(self.tables, space.nominals, strict=True)]
         if self.linear is not None:
             number = given[:, space.numbers].to(self.linear.weight.dtype)  # a codec's net is in float64
-            center, scale = (v.to(number) for v in space._affine(number))
+            center, scale = (v.to(number) for v in space.affine(number))
             lost = torch.isnan(number) if not space.discrete else number == -1
             value = torch.where(lost, 0.0, (number - center) / scale)
             parts.append(self.linear(torch.cat([value.flatten(1), lost.to(number).flatten(1)], 1)))

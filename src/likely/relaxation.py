@@ -1,0 +1,193 @@
+r"""How discrete data are lifted to the reals and put back: dequantization, its log-volumes, and cells.
+
+    log p(x) >= E_q(u|x) [ log p(u) - log q(u|x) ]        (an equality where u is a function of x)
+
+`relax` draws u ~ q(u|x) and returns -log q(u|x) in nats; `snap` is the way back. Per support:
+
+    real      u = (x - center) / scale,                    nats = -log scale          (exact)
+    ordinal,  u = (i + U - center) / scale, U ~ U[0, 1),   nats = -log scale          (a bound)
+    decimal   where x is the integer i on the data's grid
+    nominal   K <= 16: K normals whose largest is swapped into place x,
+              nats = -log K - sum log N(u_k)               (argmax surjection, a bound)
+              K = 2 or K > 16: one half-normal per binary digit of x, its sign the digit,
+              nats = -sum log 2 N(u_b)
+    missing   of a number: a half-normal flag as above and u ~ N(0, 1), nats = -log N(u);
+              of a nominal: one more category
+
+Everything here is reached through the methods of `Space`.
+
+References:
+    | RNADE: The real-valued neural autoregressive density-estimator (Uria et al., 2013) | https://arxiv.org/abs/1306.0186
+    | Argmax flows and multinomial diffusion (Hoogeboom et al., 2021) | https://arxiv.org/abs/2102.05379
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from likely.logprob import LogProb
+from likely.noise import Noise, log_mean_exp
+from likely.support import MISSING, Support, from_grid, to_grid
+
+if TYPE_CHECKING:
+    from likely.space import Space
+
+__all__ = ["Relaxed", "affine", "cells", "per_number", "relax", "snap"]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Discrete data lifted to the reals: `value` [draws * batch, ...], draw-major, and -log q(u|x) in `nats`."""
+
+    value: Tensor
+    nats: Tensor
+    exact: bool
+    draws: int = 1
+
+    def log_prob(self, log_density: Tensor, *, how: str = "") -> LogProb:
+        """log p(x) from the model's log-density at `value`, the draws joined by log mean exp."""
+        nats = log_mean_exp(log_density.double() + self.nats, self.draws)
+        if self.exact:
+            return LogProb(nats, "exact", how=how)
+        dequantized = f"uniform dequantization, K={self.draws}"
+        return LogProb(nats, "lower bound", how="; ".join(h for h in (how, dequantized) if h))
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def per_number(values: Sequence[float], like: Tensor) -> Tensor:
+    """One value per numeric entry, float64, shaped to broadcast over `like` [batch, numbers, ...]."""
+    return torch.tensor(values, dtype=torch.float64, device=like.device).view(-1, *[1] * (like.ndim - 2))
+
+
+def affine(space: "Space", like: Tensor) -> tuple[Tensor, Tensor]:
+    """Center and scale of the numeric entries, broadcast over `like`."""
+    supports = _numeric(space)
+    return per_number([s.center for s in supports], like), per_number([s.scale for s in supports], like)
+
+
+def _numeric(space: "Space") -> list[Support]:
+    return [space.supports[i] for i in space.numbers]
+
+
+def _grid_index(space: "Space", x: Tensor) -> Tensor:
+    """Codes of the numeric entries -> grid indices (only decimals step over -1)."""
+    decimal = per_number([s.kind == "decimal" for s in _numeric(space)], x)
+    return torch.where(decimal.bool(), to_grid(x), x)
+
+
+# --- there --------------------------------------------------------------------------------------------
+
+
+def relax(space: "Space", x: Tensor, draws: int, noise: Noise | None) -> Relaxed:
+    """See `Space.relax`."""
+    exact = not space.discrete and not space.flags
+    noise = Noise(x, 1) if exact else noise or Noise(x, draws)
+    x = noise.repeat(x)
+    parts = [_relax_numbers(space, x[:, space.numbers] if space.nominals else x, noise)] if space.numbers else []
+    parts += [_relax_nominal(x[:, i], space.supports[i], noise) for i in space.nominals]
+    values, nats = zip(*parts, strict=True)
+    return Relaxed(torch.cat(values, 1).to(torch.get_default_dtype()), torch.stack(nats).sum(0), exact, noise.draws)
+
+
+def _relax_numbers(space: "Space", x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Numeric entries -> (values and missing flags, nats)."""
+    number = _grid_index(space, x).double() + noise.uniform(*x.shape[1:]) if space.discrete else x.double()
+    center, scale = affine(space, x)
+    value, nats = (number - center) / scale, -scale.log().expand_as(number)
+    if not space.flags:
+        return value, _flat_sum(nats)
+    may_miss = per_number([s.missing for s in _numeric(space)], x).bool()
+    lost = may_miss & (x == MISSING if space.discrete else x.isnan())
+    filler = noise.normal(*x.shape[1:])
+    value, nats = torch.where(lost, filler, value), torch.where(lost, _normal_nats(filler), nats)
+    flag, flag_nats = _relax_sign(lost[:, [s.missing for s in _numeric(space)]], noise)
+    return torch.cat([value, flag], 1), _flat_sum(nats) + flag_nats
+
+
+def _relax_sign(positive: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """One half-normal per bit, its sign the bit, and the nats of the density 2 N(u)."""
+    u = noise.normal(*positive.shape[1:]).abs()
+    return torch.where(positive, u, -u), _flat_sum(_normal_nats(u) - math.log(2))
+
+
+def _relax_nominal(code: Tensor, s: Support, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Codes [batch, ...] -> reals [batch, s.codes, ...] and nats; a missing cell is the last state."""
+    states = s.levels + s.missing
+    code = torch.where(code < 0, states - 1, code)
+    if s.codes != states:
+        digits = torch.stack([(code >> b) & 1 for b in range(s.codes)], 1)
+        return _relax_sign(digits.bool(), noise)
+    u = noise.normal(states, *code.shape[1:])
+    place, top = code[:, None], u.argmax(1, keepdim=True)
+    largest, displaced = u.gather(1, top), u.gather(1, place)
+    u = u.scatter(1, top, displaced).scatter(1, place, largest)
+    return u, _flat_sum(_normal_nats(u).sum(1, keepdim=True) - math.log(states))
+
+
+def _normal_nats(u: Tensor) -> Tensor:
+    """-log N(u; 0, 1)."""
+    return 0.5 * u.square() + _LOG_SQRT_2PI
+
+
+def _flat_sum(nats: Tensor) -> Tensor:
+    return nats.double().flatten(1).sum(1)
+
+
+# --- and back -----------------------------------------------------------------------------------------
+
+
+def snap(space: "Space", u: Tensor) -> Tensor:
+    """See `Space.snap`."""
+    count, flags = len(space.numbers), len(space.flags)
+    rest = u[:, count + flags :]
+    out = torch.empty(len(u), *space.shape, dtype=space.dtype, device=u.device)
+    if count:
+        out[:, space.numbers] = _snap_numbers(space, u[:, :count].double(), u[:, count : count + flags] > 0)
+    for i in space.nominals:
+        block, rest = rest[:, : space.supports[i].codes], rest[:, space.supports[i].codes :]
+        out[:, i] = _snap_nominal(block, space.supports[i])
+    return out
+
+
+def _snap_numbers(space: "Space", u: Tensor, lost: Tensor) -> Tensor:
+    supports = _numeric(space)
+    center, scale = affine(space, u)
+    value = u * scale + center
+    if not space.discrete:
+        out, empty = value.to(space.dtype), math.nan
+    else:
+        top = per_number([s.levels - 1 if s.kind == "ordinal" else 2.0**52 for s in supports], value)
+        bottom = per_number([0.0 if s.kind == "ordinal" else -(2.0**52) for s in supports], value)
+        out, empty = from_grid(value.floor().clamp(bottom, top).long()), MISSING
+    for j, k in enumerate(k for k, s in enumerate(supports) if s.missing):
+        out[:, k] = out[:, k].masked_fill(lost[:, j], empty)
+    return out
+
+
+def _snap_nominal(u: Tensor, s: Support) -> Tensor:
+    states = s.levels + s.missing
+    if s.codes == states:
+        code = u.argmax(1)
+    else:
+        place = torch.tensor([1 << b for b in range(s.codes)], device=u.device).view(-1, *[1] * (u.ndim - 2))
+        code = ((u > 0) * place).sum(1).clamp_max(states - 1)
+    return torch.where(code == states - 1, MISSING, code) if s.missing else code
+
+
+def cells(space: "Space", x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `Space.cells`."""
+    codes = x[:, space.numbers]
+    index, (center, scale) = _grid_index(space, codes).double(), affine(space, codes)
+    levels = per_number([s.levels if s.kind == "ordinal" else math.inf for s in _numeric(space)], codes)
+    lost = codes == MISSING
+    lower = torch.where(lost | ((index <= 0) & levels.isfinite()), -math.inf, (index - center) / scale)
+    upper = torch.where(lost | (index >= levels - 1), math.inf, (index + 1 - center) / scale)
+    return lower, upper
