@@ -120,7 +120,7 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
     except TrainingError as error:
         stopped, failure = "failed", error
     state = trainer.state
-    model = trainer.shadow.to("cpu").requires_grad_(True)
+    model = trainer.weights.shadow.to("cpu").requires_grad_(True)
     run = Run(model, trainer.budget.elapsed, state.cpu_seconds, state.step, trainer.settings.seed, state.curve, str(trainer.pace), stopped)
     _store(run, trainer.data, trainer.settings.folder, trainer.ranks.is_main_process)
     if failure:

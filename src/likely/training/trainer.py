@@ -5,7 +5,6 @@ last good state at half the learning rate; if that does not help, it stops with 
 the best model. Out of memory halves the micro-batch. Signals end the step first.
 """
 
-import copy
 import math
 import signal
 import time
@@ -22,11 +21,12 @@ from likely.errors import TrainingError
 from likely.model import Model, Recipe, Starts
 from likely.noise import seeded
 from likely.training.budget import Budget
-from likely.training.checkpoint import Checkpoints, flatten_optimiser, unflatten_optimiser
+from likely.training.checkpoint import Checkpoints
 from likely.training.order import batch_rows, step_seed
 from likely.training.pace import Pace, measure_pace
 from likely.training.progress import Log, Progress
 from likely.training.signals import Signals
+from likely.training.weights import Weights, under
 
 __all__ = ["Settings", "Trainer"]
 
@@ -66,7 +66,7 @@ class State:
 
 
 class Trainer:
-    """Trains `model` in place; `shadow` is its averaged copy, which is validated and kept.
+    """Trains `model` in place; what is kept is `weights.shadow`, its averaged copy.
 
     Args:
         ranks: an `accelerate.Accelerator`, or anything with its `device`, `process_index`, `num_processes`,
@@ -82,11 +82,10 @@ class Trainer:
         if isinstance(model, Starts):
             with torch.no_grad():
                 model.start(*self._rows(batch_rows(len(self.train), min(START_EXAMPLES, len(self.train)), settings.seed, 0)))
-        self.shadow = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimisers = {turn: _adamw(self.model, turn, self.recipe) for turn in self.model.turns}
+        self.weights = Weights(self.model, self.recipe)
         self.checkpoints = Checkpoints(settings.folder / "checkpoints", self.rank) if settings.folder else None
         self.log = Log(settings.folder / "log.jsonl" if settings.folder and self.rank == 0 else None)
-        self.state, self.best_weights = State(), _clone(self.shadow.state_dict())
+        self.state = State()
         self.micro_batches, self.bad = 1, 0
         self.losses: list[float] = []
         self.fastest_step = math.inf
@@ -99,13 +98,12 @@ class Trainer:
         self._resume()
         self.pace = self._choose_pace()
         self.pace.apply(self.model)
-        self.pace.apply(self.shadow)
+        self.pace.apply(self.weights.shadow)
         with warnings.catch_warnings():
             # its successor would still synchronise the buffers that differ by rank
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
             self.wrapped = self.ranks.prepare_model(self.model)
-        self.snapshot = self._snapshot()
-        self.params, self.shadow_params = list(self.model.parameters()), list(self.shadow.parameters())
+        self.snapshot = self.weights.snapshot()
         self._last = {"report": 0.0, "checkpoint": self.budget.elapsed, "step": self.state.step, "time": self.budget.elapsed}
         cpu_start = time.process_time() - self.state.cpu_seconds
         with progress, Signals() as signals:
@@ -140,7 +138,7 @@ class Trainer:
         if due:
             self._watch_pace(elapsed)
             if self.bad == 0:
-                self.snapshot = self._snapshot()
+                self.snapshot = self.weights.snapshot()
         if elapsed - self._last["checkpoint"] > self.settings.checkpoint_seconds:
             self._checkpoint()
             self._last["checkpoint"] = elapsed
@@ -162,30 +160,25 @@ class Trainer:
         x = self._augmented(x)
         rate = self.recipe.lr * state.lr_factor * self.budget.learning_rate(state.step, fraction, self.recipe.warmup)
         loss = math.nan
-        for turn, optimiser in self.optimisers.items():
+        for turn, optimiser in self.weights.optimisers.items():
             loss = self._gradients(x, given, turn)
             params = optimiser.param_groups[0]["params"] + optimiser.param_groups[1]["params"]
             norm = torch.nn.utils.clip_grad_norm_(params, self.recipe.clip)
             if not torch.isfinite(norm):  # the same on all ranks, which hold the same gradient
-                return self._skip()
+                self._skip()
+                return
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
         self.bad = 0
         self.losses.append(loss)
-        if self.recipe.ema:
-            self._average(min(self.recipe.ema, (1 + state.step) / (10 + state.step)))
-        return None
-
-    @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        torch._foreach_lerp_(self.shadow_params, self.params, 1 - decay)  # pyright: ignore
+        self.weights.average(state.step)
 
     def _gradients(self, x: Tensor, given: Tensor | None, turn: str) -> float:
         """Gradients of the mean loss of one turn, in micro-batches; out of memory halves those and tries again."""
         while True:
             torch.manual_seed(step_seed(self.settings.seed, self.state.step + 1, self.rank))
-            self.optimisers[turn].zero_grad()
+            self.weights.optimisers[turn].zero_grad()
             try:
                 return self._accumulate(x, given, turn)
             except (MemoryError, RuntimeError) as error:
@@ -221,7 +214,7 @@ class Trainer:
                 "Try a smaller --lr; the best model so far is kept.",
             )
         self.bad = 0
-        self._restore(self.snapshot)
+        self.weights.restore(self.snapshot)
         self.state.rollbacks += 1
         self.state.lr_factor *= 0.5
         self.log.write({"step": self.state.step, "event": "rolled back to the last good weights at half the learning rate"})
@@ -245,14 +238,14 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> float:
         """Mean loss of the averaged weights on validation examples, under the same noise each time."""
-        self._sync_shadow()
+        self.weights.sync()
         split = _spread(self.data.valid, VALID_EXAMPLES)
         with seeded(self.settings.seed), self.pace.autocast(self.ranks.device):
-            losses = [self.shadow(*self._to(batch), turn=self.model.turns[0]) for batch in split.batches(4 * self.recipe.batch)]
+            losses = [self.weights.shadow(*self._to(batch), turn=self.model.turns[0]) for batch in split.batches(4 * self.recipe.batch)]
         value = torch.cat([loss.double() for loss in losses]).mean().item()
         if value < self.state.best:
             self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
-            self.best_weights = _clone(self.shadow.state_dict())
+            self.weights.mark_best()
         else:
             self.state.stale += 1
         return value
@@ -261,20 +254,12 @@ class Trainer:
         x, given = batch
         return x.to(self.ranks.device), given if given is None else given.to(self.ranks.device)
 
-    @torch.no_grad()
-    def _sync_shadow(self) -> None:
-        """Buffers are copied; so are the weights where they are not averaged."""
-        if not self.recipe.ema:
-            torch._foreach_copy_(list(self.shadow.parameters()), list(self.model.parameters()))  # pyright: ignore
-        for mine, theirs in zip(self.shadow.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(theirs)
-
     def _keep_best(self) -> None:
-        """Leave the validated best, or, where nothing was validated, the last averaged weights, in `shadow`."""
+        """Leave the validated best in the shadow, or its last state where nothing was validated."""
         if math.isfinite(self.state.best):
-            self.shadow.load_state_dict(self.best_weights)
+            self.weights.keep_best()
         else:
-            self._sync_shadow()
+            self.weights.sync()
 
     # -- reports and pace -----------------------------------------------------------------------
 
@@ -324,29 +309,15 @@ class Trainer:
 
     # -- state ----------------------------------------------------------------------------------
 
-    def _snapshot(self) -> dict[str, Tensor]:
-        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()} | {
-            f"shadow/{k}": v for k, v in self.shadow.state_dict().items()
-        }
-        for turn, optimiser in self.optimisers.items():
-            tensors |= flatten_optimiser(f"optimiser:{turn}", optimiser.state_dict())
-        return _clone(tensors)
-
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(_under("model/", tensors))
-        self.shadow.load_state_dict(_under("shadow/", tensors))
-        for turn, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(unflatten_optimiser(f"optimiser:{turn}", tensors, optimiser.state_dict()))
-
     def _checkpoint(self) -> None:
         """Rank 0 stores everything, other ranks the buffers that are theirs alone."""
         if self.checkpoints is None:
             return
         self.state.elapsed, self.state.pace = self.budget.elapsed, asdict(self.pace)
         if self.rank == 0:
-            tensors = self._snapshot() | {f"best/{k}": v for k, v in self.best_weights.items()}
+            tensors = self.weights.snapshot() | {f"best/{k}": v for k, v in self.weights.best.items()}
         else:
-            tensors = {f"model/{k}": v for k, v in self.model.state_dict().items() if k in self.model.rank_buffers}
+            tensors = self.weights.of_this_rank()
         self.checkpoints.write(self.state.step, tensors, asdict(self.state))
 
     def _resume(self) -> None:
@@ -359,20 +330,11 @@ class Trainer:
         tensors, facts = Checkpoints(self.checkpoints.folder, 0).read(max(common))
         if self.rank:
             tensors |= self.checkpoints.read(max(common))[0]
-        self._restore(tensors)
-        self.best_weights = _under("best/", tensors)
+        self.weights.restore(tensors)
+        self.weights.best = under("best/", tensors)
         self.state = State(**facts)
         self.budget.spent = self.state.elapsed
         self.log.resume(self.state.step)
-
-
-def _adamw(model: Model, turn: str, recipe: Recipe) -> torch.optim.AdamW:
-    """Weight decay on matrices and kernels only."""
-    params = list(model.get_submodule(turn).parameters())
-    groups = [{"params": [p for p in params if p.ndim > 1]}, {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=params[0].device.type != "mps"
-    )
 
 
 def _on_device(split: Split, device: torch.device) -> Split:
@@ -387,14 +349,6 @@ def _spread(split: Split, n: int) -> Split:
     if len(split) <= n:
         return split
     return Split(*split.rows(torch.linspace(0, len(split) - 1, n).long()))
-
-
-def _clone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().clone() for name, t in tensors.items()}
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _out_of_memory(error: BaseException) -> bool:
