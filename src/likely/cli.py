@@ -113,7 +113,7 @@ def compare(
         seed=split_seed,
     )
     names = [name.strip() for name in models.split(",")] if models else None
-    likely.compare(loaded, names, minutes=minutes, seeds=seeds, jobs=jobs, out=out, size=size, seed=seed, device=device)
+    likely.compare(loaded, names, minutes=minutes, seeds=seeds, jobs=jobs, out=out, size=size, seed=seed, device=device, given=given)
 
 
 @app.command(
