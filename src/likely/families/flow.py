@@ -53,6 +53,7 @@ __all__ = ["Flow"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _VECTOR_UP_TO = 256  # entries; beyond, a dense map and a dense net cost more than they see
+_FEW_ENTRIES = 8  # data of so few are seldom short of examples
 _LEVELS_UP_TO = 256  # of an ordinal that is Gaussianised by its histogram
 _CHUNK = 2**16  # entries that pass the map at once, so that memory stays bounded
 
@@ -68,7 +69,7 @@ class Flow(Model, Likelihood, Latent, Starts):
         layers: couplings (per scale, on large images).
         bins: of a spline.
         width, depth: of the coupling nets; depth in residual blocks.
-        dropout: in the coupling nets, while training.
+        dropout: in the coupling nets, while training; none by default on up to 8 entries, where it blurs sharp edges.
 
     Raises: UsageError for an unknown transform, size or layout.
     """
@@ -78,7 +79,7 @@ class Flow(Model, Likelihood, Latent, Starts):
     recipe = Recipe(lr=2e-3, weight_decay=0.01, clip=40.0, ema=0.995, batch=64, bf16=False)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"layers": 2, "bins": 4, "width": 32, "depth": 1, "dropout": 0.0},
-        "small": {"layers": 8, "bins": 8, "width": 128, "depth": 1, "dropout": 0.1},
+        "small": {"layers": 6, "bins": 8, "width": 128, "depth": 1, "dropout": 0.2},
         "base": {"layers": 12, "bins": 8, "width": 512, "depth": 2, "dropout": 0.2},
     }
 
@@ -96,10 +97,12 @@ class Flow(Model, Likelihood, Latent, Starts):
         dropout: float | None = None,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        shape = space.relaxed.shape
+        if dropout is None and math.prod(shape) <= _FEW_ENTRIES:
+            dropout = 0.0
         chosen = self.options(size, layers=layers, bins=bins, width=width, depth=depth, dropout=dropout)
         self._layers, self._transform = chosen.pop("layers"), _transform(transform, chosen.pop("bins"))
         self._net = {"size": size, "given": given, **chosen}
-        shape = space.relaxed.shape
         body = self._vector(shape) if math.prod(shape) <= _VECTOR_UP_TO or len(shape) == 1 else self._image(shape)
         self.map = Chain([*_gaussianise(space), *body])
 
