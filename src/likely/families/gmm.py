@@ -134,11 +134,10 @@ class GaussianMixture(Model, Likelihood, ClosedForm):
         """EM for each covariance and number of components; what codes the validation split best is kept."""
         x, label = labelled(train, self.given_space, self.most["rows"])
         held_out, y = labelled(valid, self.given_space, _JUDGES)
-        noise = Noise(held_out, _DRAWS, 0)
         best, kept = -math.inf, {}
         for candidate in self._candidates(x, label):
             self._take(candidate)
-            score = self._given_label(held_out, y, noise).nats.mean().item()
+            score = self._given_label(held_out, y, Noise(held_out, _DRAWS)).nats.mean().item()
             if score > best:
                 best, kept = score, candidate
         self._take(kept)

@@ -186,7 +186,7 @@ class ProbabilisticPCA(Model, Likelihood, ClosedForm):
 
         def score(way: tuple[int, float]) -> float:
             self._take(spectra, *way)
-            return self._given_label(held_out, y, Noise(held_out, _DRAWS, 0)).nats.mean().item()
+            return self._given_label(held_out, y, Noise(held_out, _DRAWS)).nats.mean().item()
 
         self._take(spectra, *max(ways, key=score))
 
