@@ -121,7 +121,7 @@ def _relax_sign(positive: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
 def _relax_nominal(code: Tensor, s: Support, noise: Noise) -> tuple[Tensor, Tensor]:
     """Codes [batch, ...] -> reals [batch, s.codes, ...] and nats; a missing cell is the last state."""
     states = s.levels + s.missing
-    code = torch.where(code < 0, states - 1, code)
+    code = torch.where(code < 0, states - 1, code).long()  # floats in a table that has reals, too
     if s.codes != states:
         digits = torch.stack([(code >> b) & 1 for b in range(s.codes)], 1)
         return _relax_sign(digits.bool(), noise)
