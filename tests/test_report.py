@@ -161,3 +161,11 @@ def test_screen_shows_rows_and_what_is_running(rows):
     assert "vae: failed: ValueError" in text
     assert "= 1.900" in text
     assert "vae" not in screen.running
+
+
+def test_a_narrow_terminal_keeps_names_and_claims(rows):
+    console = Console(width=80, record=True, force_terminal=True)
+    Screen(console).summary(rows)
+    text = console.export_text()
+    for word in ("autoregressive", "= 1.900", "<= 2.000", "C2ST AUC", "57 s"):
+        assert word in text

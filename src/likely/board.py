@@ -43,7 +43,7 @@ def compare(
     jobs: int | None = None,
     out: str | Path | None = None,
     size: str = "small",
-    given: str | bool | None = None,
+    given: Any = None,
     device: str = "auto",
     screen: Screen | None = None,
 ) -> list[Row]:
@@ -56,7 +56,7 @@ def compare(
         seeds: runs of every model, with seeds seed, seed + 1, ...
         jobs: models trained at a time; 2 on a CPU with two cores or more, 1 on an accelerator.
         out: folder, `likely-runs/NAME` by default. The same call goes on where it was stopped.
-        given: condition on what the data carry (such as "label"): p(x | given); p(x) by default.
+        given: condition on what the data carry, by name (such as "label") or True: p(x | given); p(x) by default.
         screen: where progress is shown.
 
     Returns: a row for each model and seed; one that failed says why in `error`.
@@ -70,7 +70,7 @@ def compare(
     if not isinstance(data, Data):
         from likely.sources import load
 
-        data = load(data, given=given) if isinstance(given, str) else load(data)
+        data = load(data, given={True: "label", False: None}[given] if isinstance(given, bool) else given)
     chosen = _chosen(models, data.space.layout)
     comparison = _Comparison(_conditioned(data, given), out, size, device, jobs, seeds, minutes, steps, screen or Screen())
     return comparison.run([comparison.task(name, options, s) for name, options in chosen.items() for s in range(seed, seed + seeds)])
@@ -95,15 +95,16 @@ def _family(name: str) -> Any:
         return None
 
 
-def _conditioned(data: "Data", given: str | bool | None) -> "Data":
+def _conditioned(data: "Data", given: Any) -> "Data":
     """The data with or without its `given`."""
     from likely.evaluation.measure import given_name
 
-    if not given:
+    if given is None or given is False:
         return data.unconditional() if data.given is not None else data
     if data.given is None:
         raise UsageError(f"{data.name} carries nothing to condition on.", "Leave `given` out, or load data with labels.")
-    if isinstance(given, str) and given not in (given_name(data) or ""):
+    known = (given_name(data) or "").split(", ")
+    if isinstance(given, str) and not {name.strip() for name in given.split(",")} <= set(known):
         raise UsageError(f"{data.name} is not conditioned on '{given}'.", f"It carries: {given_name(data)}.")
     return data
 
@@ -220,20 +221,28 @@ class _Comparison:
             self.stopping = False
 
     def _one(self, row: Row, budget: dict[str, Any], threads: int) -> None:
-        """Run one model to its row, whatever happens to its process."""
+        """Run one model to its row, whatever happens to its process; a fault of our own (a full disk) stops the others, too."""
         if self.stopping:
             return
         name = Path(row.folder).name
+        try:
+            result = self._work(name, row, budget, threads)
+            if not self.stopping:
+                self._finish(name, Row.from_json(result))
+        except BaseException:
+            self.stopping = True
+            raise
+
+    def _work(self, name: str, row: Row, budget: dict[str, Any], threads: int) -> dict[str, Any]:
         task = {**self.common, "row": row.to_json(), "budget": budget, "threads": threads, "out": str(self.out / row.folder)}
         self._clear_stale(name, task)
         worker = Worker(task, self.out / "logs" / f"{name}.txt")
         self.workers.add(worker)
-        with self.lock:
-            self.screen.progress(name, {"phase": "starting"})
-        result = worker.run(lambda record: self.screen.progress(name, record))
-        self.workers.discard(worker)
-        if not self.stopping:
-            self._finish(name, Row.from_json(result))
+        self.screen.progress(name, {"phase": "starting"})
+        try:
+            return worker.run(lambda record: self.screen.progress(name, record))
+        finally:
+            self.workers.discard(worker)
 
     def _clear_stale(self, name: str, task: dict[str, Any]) -> None:
         """Remove a model of other settings; one of the same settings is taken up where it was stopped."""

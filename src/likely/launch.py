@@ -23,6 +23,7 @@ class Worker:
     def __init__(self, task: dict[str, Any], log: Path) -> None:
         self.task, self.log = task, log
         self.process: subprocess.Popen[str] | None = None
+        self.stopped = False
 
     def run(self, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Wait for the worker to end, passing on its progress. Returns its row, or one that says how it died."""
@@ -40,6 +41,8 @@ class Worker:
                 env={**os.environ, **threads},
                 start_new_session=True,  # Ctrl-C reaches the parent alone
             ) as self.process:
+                if self.stopped:  # while it was being started
+                    self.process.terminate()
                 row = self._listen(self.process, progress)
             code = self.process.returncode
         return row if row is not None else {**self.task["row"], "error": self._death(code)}
@@ -67,6 +70,7 @@ class Worker:
 
     def stop(self) -> None:
         """Ask the worker to save its state and end; insist after a while."""
+        self.stopped = True
         if self.process is None or self.process.poll() is not None:
             return
         self.process.terminate()

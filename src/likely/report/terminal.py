@@ -17,30 +17,31 @@ __all__ = ["Screen", "table"]
 LEGEND = "= exact   <= a bound: the true value is no larger   ~ numerical or estimated (estimates are optimistic: not ranked)"
 
 
-def table(board: Board) -> Table:
-    """One board as a rich table."""
+def table(board: Board, width: int = 120) -> Table:
+    """One board as a rich table; a terminal narrower than 110 characters shows the columns that matter most."""
+    shown = slice(None, None if width >= 110 else 6)
     out = Table(
         title=f"{board.data}: {board.title}, test {board.unit or 'quality'}", caption=LEGEND, title_style="bold", caption_style="dim"
     )
-    out.add_column("", justify="right", style="dim")
-    out.add_column("model")
-    out.add_column(board.unit or "value", justify="right", no_wrap=True)
-    out.add_column("±", justify="left", no_wrap=True, style="dim")
-    for heading in ("C2ST AUC", "energy dist.", "train", "samples/s", "parameters"):
-        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("", justify="right", style="dim", no_wrap=True)
+    out.add_column("model", no_wrap=True)
+    for heading in (board.unit or "value", "±", "C2ST AUC", "train", "energy dist.", "samples/s", "parameters")[
+        : shown.stop and shown.stop - 2
+    ]:
+        out.add_column(heading, justify="left" if heading == "±" else "right", no_wrap=True)
     before = None
     for entry in board.entries:
         if before not in (None, entry.standing):
             out.add_section()
         before = entry.standing
-        out.add_row(*_cells(board, entry), style="dim" if entry.standing == "failed" else None)
+        out.add_row(*_cells(board, entry)[shown], style="dim" if entry.standing == "failed" else None)
     return out
 
 
 def _cells(board: Board, entry: Entry) -> list[str | Text]:
     rank = board.rank(entry)
     if entry.standing == "failed":
-        return ["", entry.name, Text("failed", "red"), *[""] * 6]
+        return ["", entry.name, Text("failed", "red"), *[""] * 6]  # why is said below the board
     note = f" ({entry.failed_seeds} of {len(entry.rows)} seeds failed)" if entry.failed_seeds else ""
     return [
         str(rank) if rank else "",
@@ -48,8 +49,8 @@ def _cells(board: Board, entry: Entry) -> list[str | Text]:
         Text(entry.claim, "bold" if rank == 1 else ""),
         entry.uncertainty.removeprefix("± "),
         _number(entry.measure("c2st_auc"), ".2f"),
-        _number(entry.measure("energy_distance"), ".4f"),
         duration(entry.mean("seconds")),
+        _number(entry.measure("energy_distance"), ".4f"),
         number(entry.mean("samples_per_s")),
         number(entry.mean("parameters")),
     ]
@@ -95,13 +96,13 @@ class Screen:
         """The final boards, and what failed with its reason."""
         rows = list(rows)
         for board in boards(rows):
-            self.console.print(table(board))
+            self.console.print(table(board, self.console.width))
         for row in rows:
             if row.error:
                 self.say(f"{row.model} (seed {row.seed}) failed: {row.error}")
 
     def _view(self) -> RenderableType:
-        shown: list[RenderableType] = [table(board) for board in boards(self.rows)]
+        shown: list[RenderableType] = [table(board, self.console.width) for board in boards(self.rows)]
         return Group(*shown, *(Text(f"  {name}: {_status(record)}", "cyan") for name, record in sorted(self.running.copy().items())))
 
 
