@@ -7,15 +7,18 @@ On the relaxed space u (`space.relax`), with p0 a histogram of each entry alone,
 
 so E has to explain only how entries depend on each other, and E = 0 is the histogram model already.
 p0 has a normal coordinate, u = T(v) with v ~ N(0, I), in which every entry is as wide as every other
-and no step leaves the support. All chains live there: Langevin dynamics of N(v) exp(-E(T(v))).
+and no step leaves the support. There all chains live, and move by Langevin (Hamiltonian) dynamics of
+N(v) exp(-E(T(v))), see `likely.solve.langevin`.
 
-Training    persistent contrastive divergence: a buffer of chains goes on by `moves` Langevin steps
+Training    persistent contrastive divergence: a buffer of chains goes on by one proposal of `moves` leaps
             for each gradient step; a few of them start anew from p0. p0 is fitted by its own likelihood.
-            E^2 is penalised a little, which holds E near zero mean and its range finite.
+            Where chains and model are in balance, E is alike on both in the mean. If data lie lower than
+            chains by `slack` nats, the energy has outrun its chains, and learns nothing until they follow.
+            E^2 is penalised a little, which fixes the constant that E is free to add.
 log Z       by annealed importance sampling from p0, once for each set of weights, and stored with
             them. Annealing finds log Z from below: log p(x) is optimistic by what the chains missed.
             It is an estimate and never a bound.
-Sampling    chains annealed from p0 to p, then `settle` more steps.
+Sampling    chains of the buffer, `settle` proposals on.
 
 References:
     | Training products of experts by minimizing contrastive divergence (Hinton, 2002) | https://doi.org/10.1162/089976602760128018
@@ -25,6 +28,7 @@ References:
 """
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -36,13 +40,15 @@ from likely.model import Likelihood, Model, Recipe, Starts, expand_given
 from likely.nets import net
 from likely.noise import Noise, row_hash, seeded
 from likely.solve.ais import Annealed, anneal, temper
+from likely.solve.langevin import Energy as EnergyOf
 from likely.solve.langevin import adapt, place, walk
-from likely.space import Space
+from likely.space import MISSING, Space
 
 __all__ = ["Energy", "Marginals"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _EDGE = 1e-12  # probabilities are kept this far from 0 and 1, where the normal quantile is infinite
+_CHAINS, _LEAPS = 128, 4  # of annealing: chains, and leaps at each temperature
 _GAIN = 10.0  # histogram logits = 10 x weights, so that they settle at the learning rate of a net
 
 
@@ -81,9 +87,8 @@ class Marginals(nn.Module):
 
     def start(self, u: Tensor) -> None:
         """Set the histogram to that of a batch, smoothed by one example spread evenly."""
-        counts = torch.zeros_like(self.weight).scatter_add_(
-            1, i := self._place(u.flatten(1).double()), torch.ones_like(i, dtype=self.weight.dtype)
-        )
+        place = self._place(u.flatten(1).double())
+        counts = torch.zeros_like(self.weight).scatter_add_(1, place, torch.ones_like(place, dtype=self.weight.dtype))
         with torch.no_grad():
             self.weight.copy_((counts + 1 / self.bins[:, None]).log() / _GAIN)
 
@@ -127,18 +132,19 @@ class Energy(Model, Likelihood, Starts):
 
     Args:
         given: one nominal label; log Z is estimated for each of its values.
-        width, depth: of the energy's net, by size where not given; `net` names another.
+        net: word for another net than the default; `width` and `depth` of it, by size where not given.
         chains: in the replay buffer, shared among the labels.
-        moves: Langevin steps for each gradient step.
+        moves: leaps of each proposal.
         restart: share of chains that start anew from p0 at each step.
+        slack: nats by which data may lie lower than chains.
         penalty: weight of E^2.
-        temperatures: of annealing, for log Z and for samples.
+        temperatures: of annealing.
 
     Raises: UsageError if `given` is anything but one nominal label.
     """
 
     summary = "energy-based: marginals tilted by a learnt energy, contrastive divergence"
-    recipe = Recipe(lr=1e-3, batch=64, bf16=False, patience=0, clip=1.0, ema=0.999)
+    recipe = Recipe(lr=1e-3, bf16=False, patience=0)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"chains": 128, "moves": 4, "temperatures": 30},
         "small": {"chains": 512, "moves": 10, "temperatures": 400},
@@ -165,24 +171,20 @@ class Energy(Model, Likelihood, Starts):
         chains: int | None = None,
         moves: int | None = None,
         restart: float = 0.01,
-        penalty: float = 1e-4,
-        temperatures: int | None = None,
         slack: float = 10.0,
-        leaps: int = 4,
+        penalty: float = 1e-5,
+        temperatures: int | None = None,
     ) -> None:
         super().__init__(space, given=given, size=size)
         if given is not None and (given.shape != (1,) or given.numbers):
-            raise UsageError(
-                f"An energy model is conditioned on one nominal label, not on {given}.", "Each value of `given` has its own log Z."
-            )
+            raise UsageError(f"An energy model is conditioned on one nominal label, not on {given}.", "Each value has its own log Z.")
         chosen = self.options(size, chains=chains, moves=moves, temperatures=temperatures)
-        self.moves, self.temperatures, self.restart, self.penalty = chosen["moves"], chosen["temperatures"], restart, penalty
-        self.slack, self.leaps = slack, leaps
+        self.moves, self.temperatures = chosen["moves"], chosen["temperatures"]
+        self.restart, self.slack, self.penalty = restart, slack, penalty
         self.base = Marginals(space, bins=16)
         self.net = _net(space, size, net, given, width=width, depth=depth)
         states = 1 if given is None else given.supports[0].levels + given.supports[0].missing
-        per_state = max(chosen["chains"] // states, 16)
-        self.register_buffer("chains", torch.randn(states, per_state, space.relaxed.dims))
+        self.register_buffer("chains", torch.randn(states, max(16, chosen["chains"] // states), space.relaxed.dims))
         self.register_buffer("step", torch.full((1,), 0.1))
         self.register_buffer("log_z", torch.full((states,), math.nan, dtype=torch.float64))
         self.register_buffer("log_z_stderr", torch.full((states,), math.nan, dtype=torch.float64))
@@ -191,106 +193,93 @@ class Energy(Model, Likelihood, Starts):
     # -- training -------------------------------------------------------------------------------
 
     def start(self, x: Tensor, given: Tensor | None = None) -> None:
+        """Set p0 to the histogram of a batch."""
         self.base.start(self.space.relax(x).value)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
-        """Contrastive divergence, whose gradient is the likelihood's; in evaluation mode -log p(x) in nats, on few chains."""
-        if not self.training:
-            return self._quick_nats(x, given)
+        """Contrastive divergence, whose gradient (and not whose value) is that of -log p(x), plus -log p0(x)."""
         u = self.space.relax(x).value
         fake = self._advance(len(x), given)
-        energy, energy_fake = self._energy(torch.cat([u, fake]), None if given is None else torch.cat([given, given])).chunk(2)
-        lag = (energy_fake - energy).detach().mean()
-        throttle = (1 - lag / self.slack).clamp(0, 1)
-        return throttle * (energy - energy_fake) + self.penalty * (energy.square() + energy_fake.square()) - self.base.log_prob(u)
+        e_data, e_fake = self._energy(torch.cat([u, fake]), None if given is None else torch.cat([given, given])).chunk(2)
+        throttle = (1 - (e_fake - e_data).detach().mean() / self.slack).clamp(0, 1)
+        return throttle * (e_data - e_fake) + self.penalty * (e_data.square() + e_fake.square()) - self.base.log_prob(u)
 
     def _energy(self, u: Tensor, given: Tensor | None) -> Tensor:
         return self.net(u, given).squeeze(1).double()
 
-    def _of_normal(self, given: Tensor | None) -> Any:
-        """E(T(v)) as a function of v, for chains of given labels."""
+    def _of_normal(self, given: Tensor | None) -> EnergyOf:
+        """E(T(v)) as a function of v, for chains with these labels, or one for all."""
         table = self.base.table()
         return lambda v: self._energy(self.base.from_normal(v, table), expand_given(given, len(v)))
 
     def _state(self, given: Tensor | None, n: int) -> Tensor:
-        """Row of the buffer and of log Z for each example; a missing label is the last."""
+        """Row of the buffer and of log Z for each example; a missing label has the last."""
         if self.given_space is None or given is None:
             return torch.zeros(n, dtype=torch.int64, device=self.chains.device)
         return torch.where(given[:, 0] < 0, len(self.log_z) - 1, given[:, 0])
 
+    def _pick(self, n: int, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Row and column in the buffer of a chain for each example; no chain twice while there are enough of its label."""
+        row, each = self._state(given, n), self.chains.shape[1]
+        earlier = nn.functional.one_hot(row, len(self.chains)).cumsum(0).gather(1, row[:, None])[:, 0]
+        return row, (earlier + torch.randint(each, (1,), device=row.device)) % each
+
     def _advance(self, n: int, given: Tensor | None) -> Tensor:
-        """One chain of the buffer for each label of the batch, `moves` Langevin steps on; u, without gradient."""
-        row = self._state(given, n)
-        same = row[:, None] == row
-        turn = (same.tril(-1).sum(1) + torch.randint(self.chains.shape[1], (1,), device=row.device)) % self.chains.shape[1]
-        v = self.chains[row, turn]
+        """One chain for each label of the batch goes on by a proposal; u, without gradient."""
+        at = self._pick(n, given)
+        v, energy = self.chains[at], self._of_normal(given)
         v = torch.where(torch.rand(n, 1, device=v.device) < self.restart, torch.randn_like(v), v)
-        energy, step = self._of_normal(given), self.step[0]
-        walkers, moved = walk(place(v, energy), energy, step, leaps=self.moves)
-        step = adapt(step, moved, rate=0.03)
-        self.chains[row, turn] = walkers.v
-        self.step[0] = step
+        walkers, moved = walk(place(v, energy), energy, self.step[0], leaps=self.moves)
+        self.chains[at] = walkers.v
+        self.step[0] = adapt(self.step[0], moved, rate=0.03)
         return self.base.from_normal(walkers.v, self.base.table())
 
     # -- likelihood -----------------------------------------------------------------------------
 
-    def _quick_nats(self, x: Tensor, given: Tensor | None) -> Tensor:
-        """-log p(x) with log Z by 64 short chains: to compare weights of one run with each other."""
-        relaxed = self.space.relax(x)
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         row = self._state(given, len(x))
-        log_z = torch.zeros_like(self.log_z)
-        for state in row.unique().tolist():
-            log_z[state] = self._anneal(state, 64, 50).log_z
-        return -(self.base.log_prob(relaxed.value) - self._energy(relaxed.value, given) - log_z[row] + relaxed.nats)
+        self._estimate(row.unique().tolist())
+        relaxed = self.space.relax(x, noise=noise)
+        repeated = None if given is None or relaxed.exact else noise.repeat(given)
+        density = self.base.log_prob(relaxed.value) - self._energy(relaxed.value, repeated)
+        how = f"log Z by forward AIS, {_CHAINS} chains x {self.temperatures} temperatures, an underestimate: log p is optimistic"
+        tilted = relaxed.log_prob(density, how=how)
+        return LogProb(tilted.nats - self.log_z[row], "estimate", stderr=self.log_z_stderr[row], how=tilted.how)
 
-    def _anneal(self, state: int, n: int, temperatures: int) -> Annealed:
-        """n chains of one label from p0 to p; their weights average to Z."""
-        label = None if self.given_space is None else self._label(state)
-        energy = self._of_normal(label)
-        v = torch.randn(n, self.space.relaxed.dims, device=self.chains.device)
-        return anneal(v, energy, temper(torch.randn_like(v[:64]), energy, temperatures, self.leaps), self.leaps)
-
-    def _label(self, state: int) -> Tensor:
-        levels = self.given_space.supports[0].levels if self.given_space else 0
-        return torch.tensor([[state if state < levels else -1]], device=self.chains.device)
-
-    def _refresh(self, states: list[int]) -> None:
-        """Estimate log Z of labels where the weights are not those that it was estimated for."""
-        fingerprint = torch.stack([row_hash(p.detach().reshape(1, -1)) for p in self.parameters()]).sum(0)
+    def _estimate(self, states: list[int]) -> None:
+        """log Z of these labels, unless it is known for the weights as they are."""
+        fingerprint = torch.stack([row_hash(p.reshape(1, -1)) for p in self.parameters()]).sum(0)
         if not torch.equal(fingerprint, self.fingerprint):
             self.log_z.fill_(math.nan)
             self.fingerprint.copy_(fingerprint)
         for state in states:
             if self.log_z[state].isnan():
                 with seeded(state):
-                    annealed = self._anneal(state, 128, self.temperatures)
+                    annealed = self._anneal(state)
                 self.log_z[state], self.log_z_stderr[state] = annealed.log_z, annealed.stderr
 
-    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
-        row = self._state(given, len(x))
-        self._refresh(row.unique().tolist())
-        relaxed = self.space.relax(x, noise=noise)
-        repeated = None if given is None else noise.repeat(given)
-        nats = self.base.log_prob(relaxed.value) - self._energy(relaxed.value, repeated)
-        how = f"log Z by forward AIS of 256 chains x {self.temperatures} temperatures, which underestimates it: optimistic"
-        bound = relaxed.log_prob(nats, how=how)
-        return LogProb(bound.nats - self.log_z[row], "estimate", stderr=self.log_z_stderr[row], how=bound.how)
+    def _anneal(self, state: int) -> Annealed:
+        """Chains of one label from p0 to p, whose weights average to Z."""
+        levels = self.given_space.supports[0].levels if self.given_space else 0
+        label = torch.tensor([[state if state < levels else MISSING]], device=self.chains.device)
+        energy = self._of_normal(label if self.given_space else None)
+        draw = partial(torch.randn, _CHAINS, self.chains.shape[2], device=self.chains.device)
+        return anneal(draw(), energy, temper(draw()[: _CHAINS // 2], energy, self.temperatures, _LEAPS), _LEAPS)
 
     # -- samples --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(self, n: int, given: Tensor | None = None, *, settle: int = 10) -> Tensor:
-        """Chains annealed from p0 to p, and `settle` more steps at p."""
+        """Chains of the buffer, `settle` proposals on; beyond as many as the buffer has, several share a start."""
         given = expand_given(given, n)
-        return torch.cat([self._sample(min(256, n - i), None if given is None else given[i : i + 256], settle) for i in range(0, n, 256)])
+        parts = [slice(i, min(i + 512, n)) for i in range(0, n, 512)]
+        return torch.cat([self._settle(p.stop - p.start, None if given is None else given[p], settle) for p in parts])
 
-    def _sample(self, n: int, given: Tensor | None, settle: int) -> Tensor:
+    def _settle(self, n: int, given: Tensor | None, proposals: int) -> Tensor:
         energy = self._of_normal(given)
-        v = torch.randn(n, self.space.relaxed.dims, device=self.chains.device)
-        steps = temper(v, energy, self.temperatures, self.leaps)
-        walkers = anneal(v, energy, steps, self.leaps).walkers
-        for _ in range(settle):
-            walkers, _ = walk(walkers, energy, steps[-1], leaps=self.leaps)
+        walkers = place(self.chains[self._pick(n, given)], energy)
+        for _ in range(proposals):
+            walkers, _ = walk(walkers, energy, self.step[0], leaps=self.moves)
         return self.space.snap(self.base.from_normal(walkers.v, self.base.table()))
 
 
