@@ -51,9 +51,10 @@ class Stack:
 
         if len(words) % 4:
             raise StoreError(f"A coded stream has whole 32-bit words, not {len(words)} bytes.", "Is the file cut short?")
-        self._models = constriction.stream.model
+        stream = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]  # a module made in Rust
+        self._models = stream.model
         with _boundary("reading a stream"):
-            coder = constriction.stream.stack.AnsCoder
+            coder = stream.stack.AnsCoder
             self._coder = coder(np.frombuffer(words, dtype="<u4").astype(np.uint32)) if words else coder()
         self.claim = 0.0
 

@@ -41,7 +41,7 @@ from likely.space import Space
 __all__ = ["GaussianMixture"]
 
 _KINDS = ("diag", "full", "tied")
-_SHRINK = (1.0, 3.0, 10.0)  # k, tried on the validation split
+_SHRINK = (0.01, 0.1, 1.0, 3.0, 10.0)  # k, tried on the validation split
 _RIDGE = 1e-5  # added to variances on the relaxed scale
 _TRACE = 1e-3  # examples by which a component's mean shrinks, so that one without data has a mean
 _WORK = 2**31  # multiply-adds of one step of EM that are worth waiting for

@@ -16,7 +16,6 @@ label's towards all labels', a pixel's towards its channel's, those towards unif
 Everything is exact, and so is the code: the file that `codec` writes is as long as -log2 p says.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
@@ -26,57 +25,17 @@ from torch import Tensor, nn
 from likely.coding import Codec, categorical, columns, piecewise, prefixed
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Coded, Likelihood, Model, gather_batches
+from likely.model import Batches, ClosedForm, Coded, Likelihood, Model
 from likely.noise import Noise
 from likely.solve.bins import adaptive_bins, log_widths, padded
-from likely.solve.labels import label_count, label_of, shrink
+from likely.solve.counts import Counts, pooled, uniform
+from likely.solve.labels import label_count, label_of
 from likely.space import MISSING, Space, Support, from_grid, to_grid
 
 __all__ = ["Histogram"]
 
-_PSEUDO = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+Labelled = Iterable[tuple[Tensor, Tensor]]  # re-iterable batches of (entries, label)
 _BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class Counts(nn.Module):
-    """Categorical tables log p [labels, entries, states] of entries that are independent given the label."""
-
-    log_p: Tensor
-
-    def __init__(self, labels: int, prior: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("log_p", prior.log().expand(labels, *prior.shape).clone())
-
-    def log_prob(self, code: Tensor, label: Tensor) -> Tensor:
-        """code [B, entries], label [B] -> nats [B, entries]."""
-        return self.log_p[label[:, None], torch.arange(code.shape[1], device=code.device), code]
-
-    def sample(self, label: Tensor) -> Tensor:
-        """Codes [B, entries], by inverting each label's cumulative table."""
-        code = torch.empty(len(label), self.log_p.shape[1], dtype=torch.int64, device=label.device)
-        for y in label.unique().tolist():
-            cdf = self.log_p[y].exp().cumsum(-1)
-            u = torch.rand(len(cdf), int((label == y).sum()), dtype=cdf.dtype, device=cdf.device) * cdf[:, -1:]
-            code[label == y] = torch.searchsorted(cdf, u, right=True).clamp_max(cdf.shape[1] - 1).T
-        return code
-
-    def count(self, codes: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """How often (code [B, entries], label [B]) occurs, in the shape of the tables, float64."""
-        labels, entries, states = self.log_p.shape
-        total = torch.zeros(self.log_p.numel(), dtype=torch.float64)
-        for code, label in codes:
-            index = (label[:, None] * entries + torch.arange(entries)) * states + code
-            total += torch.bincount(index.flatten(), minlength=len(total))
-        return total.view(labels, entries, states)
-
-    def fit(self, train: Tensor, valid: Tensor, prior: Tensor) -> Tensor:
-        """Counts of both splits -> the smoothed tables; the code length of the validation split, nats [entries]."""
-        ways = itertools.product(_PSEUDO, _PSEUDO if len(train) > 1 else _PSEUDO[:1])
-        fits = [_smoothed(train, prior, *way) for way in ways]
-        costs = torch.stack([-(valid * log_p.nan_to_num(neginf=0.0)).sum((0, 2)) for log_p in fits])
-        best = int(costs.sum(1).argmin())
-        self.log_p = fits[best]
-        return costs[best]
 
 
 class States(nn.Module):
@@ -85,7 +44,7 @@ class States(nn.Module):
     def __init__(self, labels: int, supports: list[Support]) -> None:
         super().__init__()
         self.supports = supports
-        self.prior = _uniform([s.levels + s.missing for s in supports])
+        self.prior = uniform([s.levels + s.missing for s in supports])
         self.counts = Counts(labels, self.prior)
 
     def log_prob(self, x: Tensor, label: Tensor) -> Tensor:
@@ -94,10 +53,10 @@ class States(nn.Module):
     def sample(self, label: Tensor) -> Tensor:
         return self.decode(self.counts.sample(label))
 
-    def fit(self, train: Batches, valid: Batches, groups: int) -> None:
+    def fit(self, train: Labelled, valid: Labelled, groups: int) -> None:
         """Fit to batches of (x, label); where there are `groups` of entries (channels), pixels shrink to theirs."""
         seen, held_out = (self.counts.count((self.encode(x), y) for x, y in split) for split in (train, valid))
-        self.counts.fit(seen, held_out, _pooled(seen, self.prior, groups) if groups else self.prior)
+        self.counts.fit(seen, held_out, pooled(seen, self.prior, groups) if groups else self.prior)
 
     def codec(self, label: Tensor) -> Codec:
         return categorical(self.counts.log_p[label]).mapped(self.encode, self.decode)
@@ -133,13 +92,13 @@ class Bins(nn.Module):
         low, high = _entrywise(self.edges, place), _entrywise(self.edges, place + 1)
         return self.decode(low + torch.rand_like(low) * (high - low))
 
-    def fit(self, train: Batches, valid: Batches) -> None:
+    def fit(self, train: Labelled, valid: Labelled) -> None:
         """Fit to batches of (x, label); each entry's number of bins by its own code length on `valid`."""
-        x = self.encode(gather_batches(train)[0])
+        x = self.encode(torch.cat([x for x, _ in train]))
         costs = torch.stack([self._fit(x, [m] * len(self.supports), train, valid) for m in _BINS])
         self._fit(x, [_BINS[i] for i in costs.argmin(0).tolist()], train, valid)
 
-    def _fit(self, x: Tensor, bins: list[int], train: Batches, valid: Batches) -> Tensor:
+    def _fit(self, x: Tensor, bins: list[int], train: Labelled, valid: Labelled) -> Tensor:
         there = x < self.edges[:, -2]
         adapted = [adaptive_bins(x[there[:, e], e], s, bins[e]) for e, s in enumerate(self.supports)]
         self.edges, self.prior = padded(adapted)
@@ -192,7 +151,7 @@ class Histogram(Model, Likelihood, ClosedForm, Coded):
         self.wide = [e for e, s in enumerate(supports) if s.states is None]
         self.states = States(labels, [supports[e] for e in self.finite])
         self.bins = Bins(labels, [supports[e] for e in self.wide])
-        self.length = Counts(labels, _uniform([space.shape[0] + 1])) if space.variable else None
+        self.length = Counts(labels, uniform([space.shape[0] + 1])) if space.variable else None
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """-log p(x | given), nats [batch]."""
@@ -242,7 +201,7 @@ class Histogram(Model, Likelihood, ClosedForm, Coded):
         if self.wide:
             self.bins.fit(self._part(train, self.wide), self._part(valid, self.wide))
         if self.length is not None:
-            self.length.fit(self._lengths(self.length, train), self._lengths(self.length, valid), _uniform([self.space.shape[0] + 1]))
+            self.length.fit(self._lengths(self.length, train), self._lengths(self.length, valid), uniform([self.space.shape[0] + 1]))
 
     def codec(self, given: Tensor | None = None) -> Codec:
         """A codec of batches, whose message is as long as log p says. Raises: UsageError for reals."""
@@ -261,7 +220,7 @@ class Histogram(Model, Likelihood, ClosedForm, Coded):
             return body(self.space.shape[0], torch.arange(len(label)))
         return prefixed(categorical(self.length.log_p[label]), body, self.space.shape[0])
 
-    def _part(self, batches: Batches, entries: list[int]) -> Batches:
+    def _part(self, batches: Batches, entries: list[int]) -> Labelled:
         """Some entries of re-iterable batches, with their labels; every symbol of strings is one example."""
         return _Mapped(
             lambda x, y: _symbols(x, y) if self.space.layout == "sequence" else (x.flatten(1)[:, entries], y), batches, self.given_space
@@ -291,24 +250,6 @@ def _entries(space: Space) -> list[Support]:
     """The support of each entry of a flattened example; one for all places of a sequence."""
     each = 1 if space.layout == "sequence" else space.dims // len(space.supports)
     return [s for s in space.supports for _ in range(each)]
-
-
-def _uniform(states: list[int]) -> Tensor:
-    """Uniform probabilities [entries, most states]; zero for states that an entry lacks."""
-    count = torch.tensor(states, dtype=torch.float64)[:, None]
-    return (torch.arange(max(states, default=1)) < count) / count
-
-
-def _pooled(counts: Tensor, uniform: Tensor, groups: int) -> Tensor:
-    """The prior of each entry: counts of all entries of its group (a channel), smoothed by one."""
-    together = counts.sum(0).view(groups, -1, counts.shape[-1]).sum(1)
-    return shrink(together.repeat_interleave(counts.shape[1] // groups, 0), uniform, 1.0)
-
-
-def _smoothed(counts: Tensor, prior: Tensor, entry: float, label: float) -> Tensor:
-    """log p of each label's tables, shrunk towards those of all labels, these towards the prior."""
-    together = shrink(counts.sum(0), prior, entry)
-    return (shrink(counts, together, label) if len(counts) > 1 else together[None]).log()
 
 
 def _entrywise(table: Tensor, place: Tensor) -> Tensor:
