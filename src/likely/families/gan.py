@@ -1,21 +1,23 @@
 r"""Generative adversarial network: a generator that a critic cannot tell from the data, pair by pair.
 
-On the relaxed space u (`space.relax`), with f(t) = log(1 + e^-t), noise z ~ N(0, I) and G(z) a
-generator of the same space, the two take turns (R3GAN):
+On the relaxed space u (`space.relax`), with f(t) = log(1 + e^-t), noise z ~ N(0, I) and a generated
+example u' = G(z) of the same space, the two take turns (R3GAN):
 
-    critic D       E f( D(u) - D(G(z)) ) + gamma/2 E |grad D(u)|^2 + gamma/2 E |grad D(G(z))|^2
-    generator G    E f( D(G(z)) - D(u) )
+    critic D       E f( D(u) - D(u') ) + gamma/2 E |grad D(u)|^2 + gamma/2 E |grad D(u')|^2
+    generator G    E f( D(u') - D(u) )
 
 The loss is relativistic: each generated example is judged against a real one, which leaves no
 incentive to drop modes; with both zero-centred gradient penalties (R1 on data, R2 on samples)
 training converges locally. No batch normalisation, no momentum.
 
-Numbers on a grid are dequantized by uniform noise, and generated ones get the same noise: two
-distributions are equal if they are equal after it, and so G may put out cell centres.
+What the critic sees of G(z) is what a user would: it is snapped to the data's own values and relaxed
+again, u' = relax(snap(G(z))), by the same noise as data. So it can not tell the two by values between
+cells or by the shape of a code's noise, and pixels that are always 0 cost nothing. The gradient passes
+straight through, du'/dG = 1.
 
 There is NO likelihood: G maps a few dimensions into many, so its distribution has no density there.
 What selects the weights in training is the energy score on validation data, a strictly proper
-score that needs samples only: E|u - G| - E|G - G'| / 2, per example, in the relaxed space's units.
+score that needs samples only: E|u - u'| - E|u' - u''| / 2, per example, in the relaxed space's units.
 
 References:
     | Generative adversarial nets (Goodfellow et al., 2014) | https://arxiv.org/abs/1406.2661
@@ -54,11 +56,10 @@ class GAN(Model):
 
     summary = "adversarial: relativistic critic with R1 and R2 penalties; samples, no likelihood"
     turns = ("critic", "generator")
-    # No momentum, as in the paper; penalties differentiate twice, where bf16 has too few digits.
-    recipe = Recipe(lr=5e-4, betas=(0.0, 0.99), clip=10.0, ema=0.999, batch=64, bf16=False, patience=0)
+    # No momentum, as in the paper; penalties differentiate twice, where bf16 has too few digits; the energy score
+    # selects weights, and such a patience never stops early.
+    recipe = Recipe(lr=5e-4, betas=(0.0, 0.99), clip=10.0, ema=0.999, bf16=False, patience=100)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"latent": 8}, "small": {"latent": 64}, "base": {"latent": 128}}
-
-    cell: Tensor
 
     def __init__(
         self,
@@ -78,7 +79,6 @@ class GAN(Model):
         shape = {name: value for name, value in {"width": width, "depth": depth}.items() if value is not None}
         self.generator = net(space.relaxed, "generator", size, word=generator, given=given, out=1, inputs=self.latent, **shape)
         self.critic = net(space.relaxed, "energy", size, word=critic, given=given, out=1, **shape)
-        self.register_buffer("cell", _cells(space), persistent=False)
 
     # -- training -------------------------------------------------------------------------------
 
@@ -92,18 +92,19 @@ class GAN(Model):
         return self._critic_loss(u, given) if turn == "critic" else self._generator_loss(u, given)
 
     def _generate(self, n: int, given: Tensor | None) -> Tensor:
-        z = torch.randn(n, self.latent, device=self.cell.device)
-        return self.generator(z, given)
+        device = next(self.generator.parameters()).device
+        return self.generator(torch.randn(n, self.latent, device=device), given)
 
-    def _dequantized(self, u: Tensor) -> Tensor:
-        return u + self.cell * (torch.rand_like(u) - 0.5)
+    def _as_data(self, u: Tensor) -> Tensor:
+        """u' of G(z): snapped and relaxed, without gradient."""
+        return self.space.relax(self.space.snap(u.detach())).value
 
     def _judge(self, u: Tensor, given: Tensor | None) -> Tensor:
         return self.critic(u, given).squeeze(1)
 
     def _critic_loss(self, u: Tensor, given: Tensor | None) -> Tensor:
         with torch.no_grad():
-            fake = self._dequantized(self._generate(len(u), given))
+            fake = self._as_data(self._generate(len(u), given))
         both = torch.cat([u, fake]).requires_grad_()
         judged = self._judge(both, None if given is None else torch.cat([given, given]))
         (slope,) = torch.autograd.grad(judged.sum(), both, create_graph=True)
@@ -114,7 +115,7 @@ class GAN(Model):
     def _generator_loss(self, u: Tensor, given: Tensor | None) -> Tensor:
         """Its gradient stops at the generated examples: the critic's weights get none, and no time is spent on them."""
         made = self._generate(len(u), given)
-        fake = self._dequantized(made.detach()).requires_grad_()
+        fake = self._as_data(made).requires_grad_()
         with torch.no_grad():
             real = self._judge(u, given)
         loss = F.softplus(real - self._judge(fake, given))
@@ -124,7 +125,7 @@ class GAN(Model):
     @torch.no_grad()
     def _energy_score(self, u: Tensor, given: Tensor | None) -> Tensor:
         noise = Noise(u, _DRAWS)
-        fake = self._dequantized(self._generate(_DRAWS * len(u), None if given is None else noise.repeat(given)))
+        fake = self._as_data(self._generate(_DRAWS * len(u), None if given is None else noise.repeat(given)))
         fake = fake.view(_DRAWS, len(u), -1).transpose(0, 1)
         near = torch.cdist(u.flatten(1)[:, None], fake).mean((1, 2))
         apart = torch.cdist(fake, fake).sum((1, 2)) / (_DRAWS * (_DRAWS - 1))
@@ -137,11 +138,3 @@ class GAN(Model):
         given = expand_given(given, n)
         parts = (slice(i, min(i + 1024, n)) for i in range(0, n, 1024))
         return torch.cat([self.space.snap(self._generate(p.stop - p.start, None if given is None else given[p])) for p in parts])
-
-
-def _cells(space: Space) -> Tensor:
-    """Width of a cell of each relaxed channel [W, 1, ...]; 0 where a channel is no number on a grid."""
-    supports = [space.supports[i] for i in space.numbers]
-    widths = [0.0 if s.kind == "real" else 1 / s.scale for s in supports]
-    widths += [0.0] * (space.relaxed.shape[0] - len(widths))
-    return torch.tensor(widths).view(-1, *[1] * (len(space.shape) - 1))
