@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ class LogProb:
         how: what the number rests on, such as "uniform dequantization, K=64".
     """
 
-    nats: Tensor
+    nats: Float[Tensor, " batch"]
     kind: Kind
-    stderr: Tensor | None = None
-    lower: Tensor | None = None
-    upper: Tensor | None = None
+    stderr: Float[Tensor, " batch"] | None = None
+    lower: Float[Tensor, " batch"] | None = None
+    upper: Float[Tensor, " batch"] | None = None
     how: str = ""
 
     def __add__(self, other: "LogProb") -> "LogProb":

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 __all__ = ["Noise", "log_mean_exp", "row_hash", "seeded"]
@@ -50,7 +51,7 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
-def row_hash(x: Tensor, seed: int = 0) -> Tensor:
+def row_hash(x: Shaped[Tensor, "batch ..."], seed: int = 0) -> Int64[Tensor, " batch"]:
     """A 64-bit hash of each row's content, [batch, ...] -> int64 [batch]; equal on every device."""
     flat = x.detach().reshape(len(x), -1)
     values = flat.double().view(torch.int64) if flat.is_floating_point() else flat.long()
@@ -99,6 +100,6 @@ class Noise:
         return x if self.draws == 1 else x.repeat(self.draws, *[1] * (x.ndim - 1))
 
 
-def log_mean_exp(nats: Tensor, draws: int) -> Tensor:
+def log_mean_exp(nats: Float[Tensor, " rows"], draws: int) -> Float[Tensor, " batch"]:
     """log of the mean over draws of exp(nats), [draws * batch] -> [batch]."""
     return nats.view(draws, -1).logsumexp(0) - math.log(draws)

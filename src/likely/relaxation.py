@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from likely.logprob import LogProb
@@ -45,8 +46,8 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class Relaxed:
     """Discrete data lifted to the reals: `value` [draws * batch, ...], draw-major, and -log q(u|x) in `nats`."""
 
-    value: Tensor
-    nats: Tensor
+    value: Float[Tensor, "rows ..."]
+    nats: Float[Tensor, " rows"]
     exact: bool
     draws: int = 1
 
