@@ -57,10 +57,10 @@ class VAE(Model, Likelihood, Latent):
 
     summary = "a decoder of normal latents and an encoder, by an importance-weighted bound"
     layouts = frozenset({"grid", "columns", "sequence"})
-    recipe = Recipe(lr=2e-3, weight_decay=0.01, ema=0.999, batch=64)
+    recipe = Recipe(lr=1.5e-3, weight_decay=0.01, ema=0.999, batch=64)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"latent": 4, "draws": 2, "dropout": 0.0, "components": 3},
-        "small": {"latent": 32, "draws": 4, "dropout": 0.3, "components": 1},
+        "small": {"latent": 32, "draws": 4, "dropout": 0.4, "components": 1},
         "base": {"latent": 128, "draws": 4, "dropout": 0.1, "components": 3},
     }
 
