@@ -104,7 +104,7 @@ class Spectrum:
 
         with threadpool_limits(torch.get_num_threads()):
             fit = PCA(min(most, len(u) - 1, u.shape[1]), random_state=int(torch.randint(2**31, ()))).fit(u.numpy())
-        mean, directions, values = (torch.from_numpy(v) for v in (fit.mean_, np.transpose(fit.components_), fit.explained_variance_))
+        mean, directions, values = (torch.from_numpy(v) for v in (fit.mean_, np.asarray(fit.components_).T, fit.explained_variance_))
         return cls(mean, directions, values, u.var(0).sum().item())
 
     def subspace(self, rank: int, inflation: float, floor: float) -> dict[str, Tensor]:
