@@ -36,5 +36,5 @@ class Independent(Model, Likelihood):
         return LogProb(self._nats(x), "exact")
 
     @torch.no_grad()
-    def sample(self, n: int, given: Tensor | None = None, **how: Any) -> Tensor:
+    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
         return torch.distributions.Categorical(logits=self.logits.weight).sample((n,)).view(n, *self.space.shape)

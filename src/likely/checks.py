@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -227,6 +228,7 @@ def mass_is_one(model: Model, data: Data, room: Room) -> str | None:
         return None
     if not data.space.discrete:
         return _mass_by_quadrature(model, room)
+    told = None
     for given in _givens(data):
         claim = claimed(model, data.space, given, room)
         mass, error = claim.p.sum().item(), claim.mass_error
@@ -297,8 +299,9 @@ def samples_follow(model: Model, data: Data, room: Room) -> str | None:
         claim = claimed(model, data.space, given, room)
         if claim.kind == "estimate":
             return None
+        sampler: Any = model.sample
         with seeded(3):
-            drawn = _index(model.sample(room.samples, given, **model.bound_sampler), claim.states)
+            drawn = _index(sampler(room.samples, given, **model.bound_sampler), claim.states)
         count = torch.bincount(drawn, minlength=len(claim.states)).double()
         told = _chi_square(count, claim.p) if claim.kind == "exact" else _not_rarer(count, claim)
     return told

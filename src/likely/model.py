@@ -104,8 +104,11 @@ class Model(nn.Module, ABC):
         """Training loss of each example, [batch]; in nats where it means something."""
 
     @abstractmethod
-    def sample(self, n: int, given: Tensor | None = None, **how: Any) -> Tensor:
-        """Draw n examples in data units, [n, *shape]; `given` has n rows, or one for all."""
+    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
+        """Draw n examples in data units, [n, *shape]; `given` has n rows, or one for all.
+
+        A family may add keyword-only options of its sampler, such as `temperature`.
+        """
 
 
 class Likelihood(ABC):

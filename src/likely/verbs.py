@@ -3,6 +3,7 @@
 Each takes what a person has at hand: a source or a `Data`, a stored model's folder or a `Model`.
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,13 @@ def sample(
         raise UsageError(f"Cannot draw {n} examples.", "Ask for at least one.")
     model = as_model(model)
     values = given if given is None or isinstance(given, Tensor) else given_values(given, model.given_space)
+    sampler: Any = model.sample
+    known = [p.name for p in inspect.signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in how:
+        if option not in known:
+            raise UsageError(f"This model's sampler has no option '{option}'.", nearest(option, known) if known else "It has none.")
     with seeded(seed):
-        x = model.sample(n, values, **how)
+        x = sampler(n, values, **how)
     if out is not None:
         sources.write(x, model.space, out)
     return x
