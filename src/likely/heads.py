@@ -50,15 +50,12 @@ class Head(Protocol):
     @property
     def width(self) -> int:
         """Parameters per entry."""
-        ...
 
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
         """params [..., width], x [...] in data units -> log-mass (of a real: log-density), nats [...]."""
-        ...
 
     def sample(self, params: Tensor) -> Tensor:
         """params [..., width] -> one draw of each entry, [...] in data units."""
-        ...
 
 
 @lru_cache(maxsize=1024)

@@ -128,7 +128,7 @@ class VAE(Model, Likelihood, Latent):
 
     # -- sample ---------------------------------------------------------------------------------
 
-    def sample(self, n: int, given: Tensor | None = None, **how: Any) -> Tensor:
+    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
         """Ancestral: z from the prior, each entry of x from p(x | z)."""
         z = torch.randn(n, self.dims, device=next(self.parameters()).device)
         return self.decode(z, expand_given(given, n))
