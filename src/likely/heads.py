@@ -50,12 +50,15 @@ class Head(Protocol):
     @property
     def width(self) -> int:
         """Parameters per entry."""
+        ...
 
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
         """params [..., width], x [...] in data units -> log-mass (of a real: log-density), nats [...]."""
+        ...
 
     def sample(self, params: Tensor) -> Tensor:
         """params [..., width] -> one draw of each entry, [...] in data units."""
+        ...
 
 
 @lru_cache(maxsize=1024)
@@ -260,8 +263,8 @@ class Heads:
             head = self.at(i)
             bucket = head.width.bit_length() if isinstance(head, Categorical) else 0
             kinds.setdefault((type(head).__name__, bucket), []).append(i)
-        self.groups = [(torch.tensor(which), head_for(*(space.supports[i] for i in which), **self._how)) for which in kinds.values()]
-        self.order = torch.cat([which for which, _ in self.groups]).argsort()
+        self.groups = [(which, head_for(*(space.supports[i] for i in which), **self._how)) for which in kinds.values()]
+        self.order = torch.tensor([i for which, _ in self.groups for i in which]).argsort()
         self.width = max(head.width for _, head in self.groups)
 
     def at(self, entry: int) -> Head:
@@ -277,13 +280,13 @@ class Heads:
         """params [B, *shape, width], x [B, *shape] -> nats of each entry, [B, *shape]."""
         if len(self.groups) == 1:
             return self.groups[0][1].log_mass(params, x)
-        return self._join([head.log_mass(_pick(params, which)[..., : head.width], _pick(x, which)) for which, head in self.groups])
+        return self._join([head.log_mass(params[:, which][..., : head.width], x[:, which]) for which, head in self.groups])
 
     def sample(self, params: Tensor) -> Tensor:
         """params [B, *shape, width] -> x [B, *shape] in data units."""
         if len(self.groups) == 1:
             return self.groups[0][1].sample(params)
-        return self._join([self._stored(head, head.sample(_pick(params, which)[..., : head.width])) for which, head in self.groups])
+        return self._join([self._stored(head, head.sample(params[:, which][..., : head.width])) for which, head in self.groups])
 
     def _stored(self, head: Head, x: Tensor) -> Tensor:
         """As the space stores it: in a table with reals, a number that is missing is NaN."""
@@ -292,7 +295,3 @@ class Heads:
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, 1).index_select(1, self.order.to(parts[0].device))
-
-
-def _pick(tensor: Tensor, which: Tensor) -> Tensor:
-    return tensor.index_select(1, which.to(tensor.device))
