@@ -146,7 +146,7 @@ class Energy(Model, Likelihood, Starts):
     summary = "energy-based: marginals tilted by a learnt energy, contrastive divergence"
     recipe = Recipe(lr=1e-3, bf16=False, patience=0)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"chains": 128, "moves": 4, "temperatures": 30},
+        "tiny": {"chains": 128, "moves": 2, "temperatures": 25},
         "small": {"chains": 512, "moves": 10, "temperatures": 400},
         "base": {"chains": 2048, "moves": 20, "temperatures": 1000},
     }
@@ -198,11 +198,11 @@ class Energy(Model, Likelihood, Starts):
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """Contrastive divergence, whose gradient (and not whose value) is that of -log p(x), plus -log p0(x)."""
-        u = self.space.relax(x).value
-        fake = self._advance(len(x), given)
-        e_data, e_fake = self._energy(torch.cat([u, fake]), None if given is None else torch.cat([given, given])).chunk(2)
+        relaxed, fake = self.space.relax(x), self._advance(len(x), given)
+        e_data, e_fake = self._energy(torch.cat([relaxed.value, fake]), None if given is None else torch.cat([given, given])).chunk(2)
         throttle = (1 - (e_fake - e_data).detach().mean() / self.slack).clamp(0, 1)
-        return throttle * (e_data - e_fake) + self.penalty * (e_data.square() + e_fake.square()) - self.base.log_prob(u)
+        contrast = throttle * (e_data - e_fake) + self.penalty * (e_data.square() + e_fake.square())
+        return contrast - self.base.log_prob(relaxed.value) - relaxed.nats
 
     def _energy(self, u: Tensor, given: Tensor | None) -> Tensor:
         return self.net(u, given).squeeze(1).double()

@@ -20,7 +20,7 @@ from likely.space import Space
 
 __all__ = ["ConvEnergy", "MLPEnergy", "grid_energy"]
 
-DENSE_UP_TO = 256  # entries of a grid; below, a dense net is as good as convolutions in a tenth of the time
+DENSE_UP_TO = 1024  # entries of a grid; chains take thousands of evaluations, and a dense net costs a tenth of convolutions
 
 
 class MLPEnergy(nn.Module):
@@ -62,7 +62,7 @@ class ConvBlock(nn.Module):
 class ConvEnergy(nn.Module):
     """Residual convolutions, halved until at most 4 x 4 and doubled in channels, then a linear map of what is left.
 
-    u [B, C, H, W] -> [B, out].
+    u [B, C, H, W] -> [B, out]. Images of more than 16 x 16 are halved by the first convolution already.
     """
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
@@ -77,7 +77,9 @@ class ConvEnergy(nn.Module):
         width, depth, (channels, height, length) = chosen["width"], chosen["depth"], space.shape
         embedding = 4 * width if given else None
         self.conditioner = Conditioner(given, 4 * width)
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        large = min(height, length) > 16
+        self.stem = nn.Conv2d(channels, width, 4, stride=2, padding=1) if large else nn.Conv2d(channels, width, 3, padding=1)
+        height, length = (height // 2, length // 2) if large else (height, length)
         self.blocks = nn.ModuleList(ConvBlock(width, embedding) for _ in range(depth))
         while max(height, length) > 4:
             self.blocks.append(ConvBlock(width, embedding, 2 * width))

@@ -58,17 +58,17 @@ class ConvGenerator(nn.Module):
         self.conditioner = Conditioner(given, 4 * width)
         widths = [width << level for level in reversed(range(len(self.places)))]
         self.first = nn.Linear(inputs, widths[0] * self.places[0][0] * self.places[0][1])
-        self.stages = nn.ModuleList(nn.ModuleList(ConvBlock(w, embedding) for _ in range(depth)) for w in widths)
+        self.depth, self.blocks = depth, nn.ModuleList(ConvBlock(w, embedding) for w in widths for _ in range(depth))
         self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
         self.last = nn.Conv2d(width, out * space.shape[0], 3, padding=1)
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         embedding = self.conditioner(given, len(z))
         h = self.first(z).view(len(z), -1, *self.places[0])
-        for level, stage in enumerate(self.stages):
+        for level, places in enumerate(self.places):
             if level:
-                h = F.interpolate(self.narrow[level - 1](h), self.places[level])
-            for block in stage:
+                h = F.interpolate(self.narrow[level - 1](h), places)
+            for block in self.blocks[level * self.depth : (level + 1) * self.depth]:
                 h = block(h, embedding)
         return self.last(F.silu(h))
 
