@@ -22,7 +22,7 @@ MIXED = Space.columns(
 
 def fitted(space, x, given=None, *, label=None, steps=100, lr=5e-3):
     torch.manual_seed(0)
-    model = Energy(space, given=label, size="tiny").train()
+    model = Energy(space, given=label, size="tiny", temperatures=80).train()
     model.start(x, given)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
     for _ in range(steps):

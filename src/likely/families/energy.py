@@ -144,7 +144,7 @@ class Energy(Model, Likelihood, Starts):
     """
 
     summary = "energy-based: marginals tilted by a learnt energy, contrastive divergence"
-    recipe = Recipe(lr=1e-3, bf16=False, patience=0)
+    recipe = Recipe(lr=1e-3, weight_decay=0.3, bf16=False, patience=0)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"chains": 128, "moves": 2, "temperatures": 25},
         "small": {"chains": 512, "moves": 10, "temperatures": 400},
