@@ -53,6 +53,11 @@ class Space:
         want = {"grid": self.shape[0], "sequence": 1, "columns": self.shape[0], "set": self.shape[-1]}[self.layout]
         if len(self.supports) != want:
             raise DataError(f"A {self.layout} space of shape {self.shape} needs {want} supports, got {len(self.supports)}.")
+        kinds = {s.kind for s in self.supports}
+        if "real" in kinds and kinds & {"ordinal", "decimal"}:
+            raise DataError(
+                "Reals and numbers on a grid cannot share a space: one has a density, the other a mass.", "Give the reals a precision."
+            )
 
     # -- construction ---------------------------------------------------------------------------
 

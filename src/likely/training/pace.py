@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from likely.model import Model
 
-__all__ = ["Pace", "measure_pace"]
+__all__ = ["Pace", "counted_threads", "measure_pace"]
+
+SHARED_FLOPS = 1e9  # of a forward pass: some 10 ms of one core, against which handing out work is little
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ def measure_pace(model: Model, x: Tensor, given: Tensor | None, *, threads: int 
         if convolves:
             challenge(replace(best, bf16=True, channels_last=not best.channels_last), 1.05 if best.bf16 else 1.25)
     return best
+
+
+def counted_threads(model: Model, x: Tensor, given: Tensor | None) -> int:
+    """One thread for steps too small to share, else all: by counting operations, so that it is the same each time."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        copy.deepcopy(model).train()(x, given, turn=model.turns[0])
+    return torch.get_num_threads() if counter.get_total_flops() > SHARED_FLOPS else 1
 
 
 def _step_seconds(model: Model, x: Tensor, given: Tensor | None, pace: Pace) -> float:

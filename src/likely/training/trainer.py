@@ -23,7 +23,7 @@ from likely.noise import seeded
 from likely.training.budget import Budget
 from likely.training.checkpoint import Checkpoints
 from likely.training.order import batch_rows, step_seed
-from likely.training.pace import Pace, measure_pace
+from likely.training.pace import Pace, counted_threads, measure_pace
 from likely.training.progress import Log, Progress
 from likely.training.signals import Signals
 from likely.training.weights import Weights, under
@@ -287,12 +287,22 @@ class Trainer:
         settings = self.settings
         if self.state.pace:
             return Pace(**self.state.pace)
-        fixed = Pace(settings.threads or 0, settings.precision == "bf16")
-        if self.budget.seconds is None or self.world > 1 or self.ranks.device.type != "cpu" or settings.precision != "auto":
-            return fixed
+        if self.world > 1 or self.ranks.device.type != "cpu":
+            return Pace(settings.threads or 0, settings.precision == "bf16")
         with seeded(settings.seed):
             batch = self._rows(batch_rows(len(self.train), self.recipe.batch, settings.seed, 0))
-            return measure_pace(self.model, *batch, threads=settings.threads, seconds=0.03 * self.budget.seconds)
+            try:
+                return self._paced(*batch)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                return Pace(settings.threads or 0, settings.precision == "bf16")  # the first step will halve the batch
+
+    def _paced(self, x: Tensor, given: Tensor | None) -> Pace:
+        settings = self.settings
+        if self.budget.seconds is None or settings.precision != "auto":
+            return Pace(settings.threads or counted_threads(self.model, x, given), settings.precision == "bf16")
+        return measure_pace(self.model, x, given, threads=settings.threads, seconds=0.03 * self.budget.seconds)
 
     def _watch_pace(self, elapsed: float) -> None:
         """Measure again when steps take twice as long as they did (a neighbour took a core)."""
