@@ -14,7 +14,7 @@ from likely.nets.unet import UNet
 from likely.noise import Noise
 from likely.solve.diffusion import SAMPLERS, ancestral, bridge_kl, prior_kl
 from likely.solve.posterior import Levels, Lift, Posterior
-from likely.solve.schedule import SCHEDULES, Cosine, LinearBeta, schedule
+from likely.solve.schedule import SCHEDULES, Cosine, LinearBeta, noise_schedule
 from likely.space import Space, Support
 
 GRID, LINE = Space.grid(1, 2, 2, 3), Space.grid(1, 1, 3, 3)
@@ -88,7 +88,7 @@ def mean_nats(model: Diffusion, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_preserves_variance_and_falls_from_start_to_end(name):
-    noise = schedule(name, 7.0, -5.0)
+    noise = noise_schedule(name, 7.0, -5.0)
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
     alpha, sigma = noise(t)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
@@ -110,9 +110,9 @@ def test_cosine_and_linear_beta_are_the_classical_ones():
 
 def test_schedules_refuse_nonsense():
     with pytest.raises(UsageError, match="tapered"):
-        schedule("taperd", 5.0, -5.0)
+        noise_schedule("taperd", 5.0, -5.0)
     with pytest.raises(UsageError, match="falls"):
-        schedule("linear", -5.0, 5.0)
+        noise_schedule("linear", -5.0, 5.0)
     with pytest.raises(UsageError, match="at least one step"):
         Diffusion(GRID, size="tiny", steps=0)
 
@@ -121,7 +121,7 @@ def test_schedules_refuse_nonsense():
 
 
 def test_bridge_kl_is_that_of_the_two_gaussians():
-    noise = schedule("cosine", 6.0, -5.0)
+    noise = noise_schedule("cosine", 6.0, -5.0)
     s, t = torch.tensor([0.1, 0.4, 0.8]).double(), torch.tensor([0.2, 0.7, 0.9]).double()
     x, mean, var, z = (torch.randn(3, dtype=torch.float64) for _ in range(4))
     var = var.exp()
@@ -143,7 +143,7 @@ def test_bridge_kl_of_a_small_step_is_the_variational_diffusion_loss():
 
 def test_prior_kl_is_closed_form():
     x = torch.randn(5, dtype=torch.float64)
-    alpha, sigma = schedule("linear", 6.0, -5.0)(torch.ones(1, dtype=torch.float64))
+    alpha, sigma = noise_schedule("linear", 6.0, -5.0)(torch.ones(1, dtype=torch.float64))
     expected = kl_divergence(Normal(alpha * x, sigma), Normal(torch.zeros(5).double(), torch.ones(5).double()))
     torch.testing.assert_close(prior_kl(x, -5.0), expected)
 
@@ -285,7 +285,7 @@ def test_relaxed_columns_are_counted_in_their_own_measure():
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm-solver", 2)])
 def test_deterministic_samplers_converge_at_their_order(name, order):
     covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]]).double()
-    noise = schedule("linear", 5.0, -5.0)
+    noise = noise_schedule("linear", 5.0, -5.0)
     z = torch.randn(64, 2, dtype=torch.float64)
     run = lambda steps: SAMPLERS[name](  # noqa: E731
         ExactGaussian(noise, covariance).moments, noise, z, torch.linspace(1, 0, steps + 1, dtype=torch.float64)
@@ -298,7 +298,7 @@ def test_deterministic_samplers_converge_at_their_order(name, order):
 
 def test_ancestral_steps_have_the_moments_of_the_data():
     covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]]).double()
-    noise = schedule("linear", 6.0, -5.0)
+    noise = noise_schedule("linear", 6.0, -5.0)
     z = torch.randn(20_000, 2, dtype=torch.float64)
     x = ancestral(ExactGaussian(noise, covariance).moments, noise, z, torch.linspace(1, 0, 65, dtype=torch.float64))
     torch.testing.assert_close(x.T.cov(), covariance, rtol=0, atol=0.06)

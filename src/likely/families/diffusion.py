@@ -32,12 +32,12 @@ from torch import Tensor
 from likely.errors import UsageError, nearest
 from likely.logprob import LogProb
 from likely.model import Likelihood, Model, Recipe, expand_given
-from likely.nets import net
+from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise
 from likely.solve.diffusion import SAMPLERS, bridge_kl, prior_kl
 from likely.solve.posterior import Lift, Posterior
-from likely.solve.schedule import schedule
+from likely.solve.schedule import noise_schedule
 from likely.space import Space
 
 __all__ = ["Diffusion"]
@@ -53,9 +53,9 @@ class Diffusion(Model, Likelihood):
 
     Options:
         steps: T, of the bound and of the ancestral sampler.
-        noise: schedule, "tapered", "linear" (in log-SNR), "cosine" or "linear-beta".
+        schedule: of noise, "tapered", "linear" (in log-SNR), "cosine" or "linear-beta".
         width, depth, dropout: of the net.
-        word: another net than the default.
+        net: another than the default.
     """
 
     summary = "variance-preserving diffusion: full variational bound, ancestral, DDIM and DPM-Solver++ sampling"
@@ -72,8 +72,8 @@ class Diffusion(Model, Likelihood):
         given: Space | None = None,
         size: str = "small",
         steps: int | None = None,
-        noise: str = "tapered",
-        word: str | None = None,
+        schedule: str = "tapered",
+        net: str | None = None,
         width: int | None = None,
         depth: int | None = None,
         dropout: float | None = None,
@@ -83,9 +83,9 @@ class Diffusion(Model, Likelihood):
         if self.steps < 1:
             raise UsageError(f"Got steps={self.steps}.", "Diffusion takes at least one step.")
         self.lift = Lift(space)
-        self.schedule = schedule(noise, self.lift.log_snr, _LAST_LOG_SNR)
+        self.schedule = noise_schedule(schedule, self.lift.log_snr, _LAST_LOG_SNR)
         chosen = {name: value for name, value in {"width": width, "depth": depth, "dropout": dropout}.items() if value is not None}
-        self.net = net(self.lift.space, "denoiser", size, word=word, given=given, out=self.lift.width, **chosen)
+        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=self.lift.width, **chosen)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """The bound of each example in nats: one random term of it in training, stratified over the batch; several in evaluation."""
@@ -110,12 +110,12 @@ class Diffusion(Model, Likelihood):
         e, nats = self.lift(x, noise)
         x, given = noise.repeat(x), None if given is None else noise.repeat(given)
         at_once = max(1, _CHUNK // e.numel())
-        groups = [range(strata)[k : k + at_once] for k in range(0, strata, at_once)]
         terms = []
-        for group in groups:  # as many in one call of the net as memory allows; the noise must not depend on how many
-            u, eps = zip(*(((k + noise.uniform()) / strata, noise.normal(*e.shape[1:]).to(e)) for k in group))
-            again = (None if v is None else v.repeat(len(group), *[1] * (v.ndim - 1)) for v in (e, x, given))
-            terms.append(self._term(*again, torch.cat(eps), torch.cat(u)).view(len(group), -1))
+        for group in torch.arange(strata).split(at_once):  # in one call of the net; the noise must not depend on how many
+            u, eps = zip(*(((k + noise.uniform()) / strata, noise.normal(*e.shape[1:]).to(e)) for k in group.tolist()))
+            where = None if given is None else _copies(given, len(group))
+            several = self._term(_copies(e, len(group)), _copies(x, len(group)), where, torch.cat(eps), torch.cat(u))
+            terms.append(several.view(len(group), -1))
         return torch.cat(terms) + self._ends(e) - nats
 
     def _ends(self, e: Tensor) -> Tensor:
@@ -167,6 +167,10 @@ class Diffusion(Model, Likelihood):
 
         z = SAMPLERS[sampler](denoise, self.schedule, z, times)
         return self.lift.draw(self._posterior(z, times[-1].expand(n).to(z.device), given))
+
+
+def _copies(v: Tensor, n: int) -> Tensor:
+    return v.repeat(n, *[1] * (v.ndim - 1))
 
 
 def _rows(given: Tensor | None, start: int, count: int) -> Tensor | None:

@@ -31,8 +31,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 def _zero_conv(channels: int, out: int, kernel: int) -> nn.Conv2d:
     """A convolution that starts at zero: the end of a residual branch, or of the net."""
     conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
     return conv
 
 

@@ -64,14 +64,14 @@ def ddim(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor) -> Tens
 
 def dpm_solver(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor) -> Tensor:
     """DPM-Solver++(2M): DDIM with m extrapolated linearly in half the log-SNR; order 2, one call a step."""
-    last_mean, last_h = None, None
+    last = None
     for t, s in pairwise(times):
         (alpha_s, sigma_s), (_, sigma_t) = (tuple(c.to(z) for c in schedule(time)) for time in (s, t))
         mean, _ = denoise(z, t.expand(len(z)).to(z))
         h = ((schedule.log_snr(s) - schedule.log_snr(t)) / 2).to(z)
-        data = mean if last_mean is None else mean + h / (2 * last_h) * (mean - last_mean)
+        data = mean if last is None else mean + h / (2 * last[1]) * (mean - last[0])
         z = sigma_s / sigma_t * z - alpha_s * torch.expm1(-h) * data
-        last_mean, last_h = mean, h
+        last = mean, h
     return z
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from likely.errors import UsageError, nearest
 
-__all__ = ["SCHEDULES", "Cosine", "LinearBeta", "LogLinear", "Schedule", "Tapered", "schedule"]
+__all__ = ["SCHEDULES", "Cosine", "LinearBeta", "LogLinear", "Schedule", "Tapered", "noise_schedule"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class LinearBeta(Schedule):
 SCHEDULES: dict[str, type[Schedule]] = {"tapered": Tapered, "linear": LogLinear, "cosine": Cosine, "linear-beta": LinearBeta}
 
 
-def schedule(name: str, start: float, end: float) -> Schedule:
+def noise_schedule(name: str, start: float, end: float) -> Schedule:
     """A schedule by its name, between two log-SNRs.
 
     Raises: UsageError for an unknown name.
