@@ -282,10 +282,10 @@ class Trainer:
         self.losses = []
         self._last.update(report=elapsed, step=self.state.step, time=elapsed)
 
-    def _choose_pace(self) -> Pace:
+    def _choose_pace(self, *, again: bool = False) -> Pace:
         """Recorded, or measured where the budget is in time; a budget in steps must not depend on a stopwatch."""
         settings = self.settings
-        if self.state.pace:
+        if self.state.pace and not again:
             return Pace(**self.state.pace)
         if self.world > 1 or self.ranks.device.type != "cpu":
             return Pace(settings.threads or 0, settings.precision == "bf16")
@@ -314,7 +314,7 @@ class Trainer:
         self.fastest_step = min(self.fastest_step, taken)
         if taken > 2 * self.fastest_step and self.budget.seconds is not None and self.world == 1:
             self.fastest_step = taken
-            self.pace = self._choose_pace()
+            self.pace = self._choose_pace(again=True)
             self.pace.apply(self.model)
 
     # -- state ----------------------------------------------------------------------------------
