@@ -53,11 +53,6 @@ class Space:
         want = {"grid": self.shape[0], "sequence": 1, "columns": self.shape[0], "set": self.shape[-1]}[self.layout]
         if len(self.supports) != want:
             raise DataError(f"A {self.layout} space of shape {self.shape} needs {want} supports, got {len(self.supports)}.")
-        kinds = {s.kind for s in self.supports}
-        if "real" in kinds and kinds & {"ordinal", "decimal"}:
-            raise DataError(
-                "Reals and numbers on a grid cannot share a space: one has a density, the other a mass.", "Give the reals a precision."
-            )
 
     # -- construction ---------------------------------------------------------------------------
 
@@ -202,6 +197,10 @@ class Space:
             raise DataError(
                 f"{self.layout.capitalize()} data cannot be relaxed to reals yet.",
                 "Use a model of discrete symbols, such as autoregressive.",
+            )
+        if {"ordinal", "decimal"} & {s.kind for s in self.supports} and not self.discrete:
+            raise DataError(
+                "Reals beside numbers on a grid cannot be relaxed: one has a density, the other a mass.", "Give the reals a precision."
             )
         width = len(self.numbers) + len(self.flags) + sum(self.supports[i].codes for i in self.nominals)
         return Space(self.layout, (width, *self.shape[1:]), (Support("real"),) * width)
