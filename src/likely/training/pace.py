@@ -17,7 +17,7 @@ from likely.model import Model
 
 __all__ = ["Pace", "counted_threads", "measure_pace"]
 
-SHARED_FLOPS = 1e9  # of a forward pass: some 10 ms of one core, against which handing out work is little
+SHARED_OPERATIONS = 1e9  # of a forward pass: some 10 ms of one core, against which handing out work is little
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,17 @@ def measure_pace(model: Model, x: Tensor, given: Tensor | None, *, threads: int 
 
 def counted_threads(model: Model, x: Tensor, given: Tensor | None) -> int:
     """One thread for steps too small to share, else all: by counting operations, so that it is the same each time."""
-    from torch.utils.flop_counter import FlopCounterMode
+    trial, operations = copy.deepcopy(model).train(), 0
 
-    counter = FlopCounterMode(display=False)
-    with counter:
-        copy.deepcopy(model).train()(x, given, turn=model.turns[0])
-    return torch.get_num_threads() if counter.get_total_flops() > SHARED_FLOPS else 1
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal operations
+        operations += 2 * output.numel() * layer.weight[0].numel()  # type: ignore[index, operator]
+
+    for layer in trial.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+            layer.register_forward_hook(count)
+    trial(x, given, turn=model.turns[0])
+    return torch.get_num_threads() if operations > SHARED_OPERATIONS else 1
 
 
 def _step_seconds(model: Model, x: Tensor, given: Tensor | None, pace: Pace) -> float:
