@@ -59,7 +59,7 @@ class GAN(Model):
     # No momentum, as in the paper; penalties differentiate twice, where bf16 has too few digits; the energy score
     # selects weights, and such a patience never stops early.
     recipe = Recipe(lr=5e-4, betas=(0.0, 0.99), clip=10.0, ema=0.999, bf16=False, patience=100)
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"latent": 8}, "small": {"latent": 64}, "base": {"latent": 128}}
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"latent": 8}, "small": {"latent": 16}, "base": {"latent": 64}}
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class GAN(Model):
         latent: int | None = None,
         generator: str | None = None,
         critic: str | None = None,
-        gamma: float = 1.0,
+        gamma: float = 3.0,
         width: int | None = None,
         depth: int | None = None,
     ) -> None:
