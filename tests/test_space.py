@@ -65,7 +65,11 @@ def test_standardised_numbers_have_mean_0_and_variance_1():
     assert abs(u.std() - 1) < 0.02
 
 
-@pytest.mark.parametrize("support", [Support("ordinal", 4, center=2.0, scale=1.2), Support("nominal", 3), Support("nominal", 2), Support("nominal", 19)], ids=["ordinal", "nominal-3", "nominal-2", "nominal-19"])
+@pytest.mark.parametrize(
+    "support",
+    [Support("ordinal", 4, center=2.0, scale=1.2), Support("nominal", 3), Support("nominal", 2), Support("nominal", 19)],
+    ids=["ordinal", "nominal-3", "nominal-2", "nominal-19"],
+)
 def test_relaxation_is_a_bound_that_is_tight_for_the_uniform(support):
     """log p(x) >= E[log p(u) + nats]: with p(u) the relaxation's own marginal under uniform x, the bound is log 1/K exactly."""
     space, k = Space.columns(support), support.levels
@@ -114,7 +118,9 @@ def test_enumerate_lists_every_example_once():
         Space.reals(1).enumerate()
 
 
-@pytest.mark.parametrize("space", [MIXED, Space.grid(3, 4, 4, 256), Space.sequence(9, variable=True), Space.points(4, 2, unordered=False)], ids=str)
+@pytest.mark.parametrize(
+    "space", [MIXED, Space.grid(3, 4, 4, 256), Space.sequence(9, variable=True), Space.points(4, 2, unordered=False)], ids=str
+)
 def test_a_space_survives_json(space):
     assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
 
