@@ -28,7 +28,6 @@ References:
 """
 
 import math
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -48,7 +47,7 @@ __all__ = ["Energy", "Marginals"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _EDGE = 1e-12  # probabilities are kept this far from 0 and 1, where the normal quantile is infinite
-_CHAINS, _LEAPS = 128, 4  # of annealing: chains, and leaps at each temperature
+_CHAINS, _LEAPS = 64, 4  # of annealing: chains, and leaps at each temperature; bias falls with temperatures, not chains
 _GAIN = 10.0  # histogram logits = 10 x weights, so that they settle at the learning rate of a net
 
 
@@ -146,12 +145,12 @@ class Energy(Model, Likelihood, Starts):
     summary = "energy-based: marginals tilted by a learnt energy, contrastive divergence"
     recipe = Recipe(lr=1e-3, weight_decay=0.3, bf16=False, patience=0)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"chains": 128, "moves": 2, "temperatures": 25},
-        "small": {"chains": 512, "moves": 10, "temperatures": 400},
-        "base": {"chains": 2048, "moves": 20, "temperatures": 1000},
+        "tiny": {"chains": 128, "moves": 2, "temperatures": 50},
+        "small": {"chains": 512, "moves": 10, "temperatures": 1000},
+        "base": {"chains": 2048, "moves": 20, "temperatures": 4000},
     }
     rank_buffers = ("chains", "step")
-    bound_draws = 8
+    bound_draws = 64
 
     chains: Tensor
     step: Tensor
@@ -263,8 +262,9 @@ class Energy(Model, Likelihood, Starts):
         levels = self.given_space.supports[0].levels if self.given_space else 0
         label = torch.tensor([[state if state < levels else MISSING]], device=self.chains.device)
         energy = self._of_normal(label if self.given_space else None)
-        draw = partial(torch.randn, _CHAINS, self.chains.shape[2], device=self.chains.device)
-        return anneal(draw(), energy, temper(draw()[: _CHAINS // 2], energy, self.temperatures, _LEAPS), _LEAPS)
+        v = torch.randn(2 * _CHAINS, self.chains.shape[2], device=self.chains.device)
+        pilot = temper(v[_CHAINS:], energy, -(-self.temperatures // 4), _LEAPS)
+        return anneal(v[:_CHAINS], energy, [pilot[t // 4] for t in range(self.temperatures)], _LEAPS)
 
     # -- samples --------------------------------------------------------------------------------
 
