@@ -54,8 +54,8 @@ class Finding:
 class Room:
     """How much a law may spend: steps of training, draws of a bound, samples."""
 
-    steps: int = 200
-    draws: int = 100
+    steps: int = 120
+    draws: int = 60
     samples: int = 2000
     seed: int = 0
 
