@@ -95,6 +95,7 @@ def test_a_schedule_preserves_variance_and_falls_from_start_to_end(name):
     torch.testing.assert_close(2 * (alpha / sigma).log(), noise.log_snr(t))
     assert (noise.log_snr(t).diff() < 0).all()
     torch.testing.assert_close(noise.log_snr(t[[0, -1]]), torch.tensor([7.0, -5.0], dtype=torch.float64))
+    torch.testing.assert_close(noise.time(noise.log_snr(t)), t)
 
 
 def test_cosine_and_linear_beta_are_the_classical_ones():

@@ -60,7 +60,7 @@ class Diffusion(Model, Likelihood):
 
     summary = "variance-preserving diffusion: full variational bound, ancestral, DDIM and DPM-Solver++ sampling"
     layouts = frozenset({"grid", "columns"})
-    recipe = Recipe(lr=3e-3, weight_decay=0.01, ema=0.995, batch=64)
+    recipe = Recipe(lr=4e-3, weight_decay=0.01, ema=0.995, batch=64)
     bound_draws = 1
     bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "ancestral"}
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"steps": 8}, "small": {"steps": 64}, "base": {"steps": 256}}
@@ -152,10 +152,17 @@ class Diffusion(Model, Likelihood):
             raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, SAMPLERS))
         if steps is not None and steps < 1:
             raise UsageError(f"Cannot sample in {steps} steps.", "The least is one.")
-        times = torch.linspace(1, 0, steps or (self.steps + 1 if sampler == "ancestral" else _SOLVER_STEPS), dtype=torch.float64)
+        times = self._times(sampler, steps)
         given, size = expand_given(given, n), max(1, _CHUNK // self.lift.space.dims)
         starts = range(0, max(n, 1), size)
         return torch.cat([self._walk(sampler, times, min(size, n - i), _rows(given, i, size)) for i in starts])
+
+    def _times(self, sampler: str, steps: int | None) -> Tensor:
+        """When the net is called, from 1 to 0: the bound's own times for its sampler, or even in log-SNR."""
+        if steps is None and sampler == "ancestral":
+            return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        log_snr = torch.linspace(self.schedule.end, self.schedule.start, steps or _SOLVER_STEPS, dtype=torch.float64)
+        return self.schedule.time(log_snr)
 
     def _walk(self, sampler: str, times: Tensor, n: int, given: Tensor | None) -> Tensor:
         """From noise to n examples, the last call of the net being the decoder's."""

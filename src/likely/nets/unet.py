@@ -78,7 +78,7 @@ class Stage(nn.Module):
         self.leave = nn.ModuleList(ResBlock(channels, channels, embedding, dropout) for _ in range(depth))
         self.attention = Attention(channels, heads) if heads and sides[0] * sides[1] <= _COARSE else None
         self.inner = None
-        if levels > 1 and min(sides) >= 4:
+        if levels > 1 and min(sides) >= 8:
             half = tuple(-(-side // 2) for side in sides)
             self.down = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
             self.inner = Stage(2 * channels, half, embedding, levels=levels - 1, depth=depth, heads=heads, dropout=dropout)
@@ -103,21 +103,21 @@ class UNet(nn.Module):
         inputs: channels of u per channel of the space.
         width: channels at full resolution, doubled at each halving.
         depth: residual blocks per resolution, on the way down and again on the way up.
-        levels: resolutions; a side below 4 is not halved.
+        levels: resolutions; sides below 8 are not halved.
         heads: of the attention where a grid has at most 64 places; 0 for none.
         dropout: within residual blocks.
     """
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"width": 16, "levels": 1, "depth": 1, "heads": 0},
-        "small": {"width": 64, "levels": 2, "depth": 1, "heads": 4},
-        "base": {"width": 128, "levels": 3, "depth": 2, "heads": 4},
+        "tiny": {"width": 16, "levels": 1, "depth": 1, "heads": 0, "dropout": 0.0},
+        "small": {"width": 32, "levels": 3, "depth": 1, "heads": 4, "dropout": 0.1},
+        "base": {"width": 128, "levels": 3, "depth": 2, "heads": 4, "dropout": 0.1},
     }
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", out: int, inputs: int = 1, **options: Any) -> None:
         super().__init__()
         channels, height, across = space.shape
-        how = {"dropout": 0.0, **self.sizes[size], **options}
+        how = {**self.sizes[size], **options}
         width = how.pop("width")
         self.time = TimeEmbedding(4 * width, given)
         self.first = nn.Conv2d(inputs * channels, width, 3, padding=1)

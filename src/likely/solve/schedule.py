@@ -20,12 +20,12 @@ References:
     | Variational diffusion models (Kingma et al., 2021) | https://arxiv.org/abs/2107.00630
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from likely.errors import UsageError, nearest
 
@@ -43,9 +43,17 @@ class Schedule(ABC):
         if not self.start > self.end:
             raise UsageError(f"A noise schedule cannot go from log-SNR {self.start} to {self.end}.", "It falls from start to end.")
 
+    @property
+    def _ends(self) -> Tensor:
+        return torch.tensor([self.start, self.end], dtype=torch.float64)
+
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
         """lambda_t, of the shape and precision of t."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """t at which lambda_t is `log_snr`: the inverse of `log_snr`."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t), of the shape and precision of t."""
@@ -60,6 +68,9 @@ class LogLinear(Schedule):
     def log_snr(self, t: Tensor) -> Tensor:
         return self.start + t * (self.end - self.start)
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (self.start - log_snr) / (self.start - self.end)
+
 
 @dataclass(frozen=True)
 class Tapered(Schedule):
@@ -68,14 +79,25 @@ class Tapered(Schedule):
     def log_snr(self, t: Tensor) -> Tensor:
         return self.end + (self.start - self.end) * (1 - t).clamp_min(0).sqrt()
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        return 1 - ((log_snr - self.end) / (self.start - self.end)).square()
+
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
     """lambda = -2 log tan(angle), the angle even in t."""
 
     def log_snr(self, t: Tensor) -> Tensor:
-        first, last = math.atan(math.exp(-self.start / 2)), math.atan(math.exp(-self.end / 2))
+        first, last = _angles(self._ends)
         return -2 * torch.log(torch.tan(first + t * (last - first)))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        first, last = _angles(self._ends)
+        return (_angles(log_snr) - first) / (last - first)
+
+
+def _angles(log_snr: Tensor) -> Tensor:
+    return torch.atan(torch.exp(-log_snr / 2))
 
 
 @dataclass(frozen=True)
@@ -86,14 +108,18 @@ class LinearBeta(Schedule):
     beta_1: float = 20.0
 
     def log_snr(self, t: Tensor) -> Tensor:
-        first, last = self._time(self.start), self._time(self.end)
+        first, last = self._u(self._ends)
         u = first + t * (last - first)
         return -torch.log(torch.expm1(self.beta_0 * u + (self.beta_1 - self.beta_0) * u.square() / 2))
 
-    def _time(self, log_snr: float) -> float:
+    def time(self, log_snr: Tensor) -> Tensor:
+        first, last = self._u(self._ends)
+        return (self._u(log_snr) - first) / (last - first)
+
+    def _u(self, log_snr: Tensor) -> Tensor:
         """The u at which B(u) = log(1 + exp(-lambda)): the positive root of a quadratic, written without cancellation."""
-        integral = math.log1p(math.exp(-log_snr))
-        return 2 * integral / (self.beta_0 + math.sqrt(self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * integral))
+        integral = softplus(-log_snr)
+        return 2 * integral / (self.beta_0 + (self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * integral).sqrt())
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"tapered": Tapered, "linear": LogLinear, "cosine": Cosine, "linear-beta": LinearBeta}
