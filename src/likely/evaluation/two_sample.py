@@ -70,8 +70,11 @@ def classifier_test(real: Tensor, drawn: Tensor, *, folds: int = 5, seed: int = 
     a Gaussian kernel. The one with the larger AUC speaks; its name is in "by". Beyond 64 features
     they see the leading 64 principal components of the pooled set.
     """
+    from threadpoolctl import threadpool_limits
+
     x, y = torch.cat([real, drawn]).numpy(), np.r_[np.zeros(len(real)), np.ones(len(drawn))]
-    scores = {name: _held_out(make, _compressed(x, seed), y, folds, seed) for name, make in _classifiers().items()}
+    with threadpool_limits(1):  # so few rows are not worth sharing, and spinning threads slow everyone
+        scores = {name: _held_out(make, _compressed(x, seed), y, folds, seed) for name, make in _classifiers().items()}
     by = max(scores, key=lambda name: scores[name][1])
     accuracy, auc = scores[by]
     wide = 1.96 * math.sqrt(accuracy * (1 - accuracy) / len(y))
