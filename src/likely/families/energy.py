@@ -48,6 +48,7 @@ __all__ = ["Energy", "Marginals"]
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _EDGE = 1e-12  # probabilities are kept this far from 0 and 1, where the normal quantile is infinite
 _CHAINS, _LEAPS = 64, 4  # of annealing: chains, and leaps at each temperature; bias falls with temperatures, not chains
+_BLOCK = 16  # labels annealed together
 _GAIN = 10.0  # histogram logits = 10 x weights, so that they settle at the learning rate of a net
 
 
@@ -241,30 +242,41 @@ class Energy(Model, Likelihood, Starts):
         relaxed = self.space.relax(x, noise=noise)
         repeated = None if given is None or relaxed.exact else noise.repeat(given)
         density = self.base.log_prob(relaxed.value) - self._energy(relaxed.value, repeated)
-        how = f"log Z by forward AIS, {_CHAINS} chains x {self.temperatures} temperatures, an underestimate: log p is optimistic"
+        how = (
+            f"log Z by forward AIS, {self._chains_each()} chains x {self.temperatures} temperatures, an underestimate: log p is optimistic"
+        )
         tilted = relaxed.log_prob(density, how=how)
         return LogProb(tilted.nats - self.log_z[row], "estimate", stderr=self.log_z_stderr[row], how=tilted.how)
 
     def _estimate(self, states: list[int]) -> None:
-        """log Z of these labels, unless it is known for the weights as they are."""
+        """log Z of these labels, and of others of their block, unless it is known for the weights as they are."""
         fingerprint = torch.stack([row_hash(p.reshape(1, -1)) for p in self.parameters()]).sum(0)
         if not torch.equal(fingerprint, self.fingerprint):
             self.log_z.fill_(math.nan)
             self.fingerprint.copy_(fingerprint)
-        for state in states:
-            if self.log_z[state].isnan():
-                with seeded(state):
-                    annealed = self._anneal(state)
-                self.log_z[state], self.log_z_stderr[state] = annealed.log_z, annealed.stderr
+        for block in {state // _BLOCK for state in states}:
+            rows = slice(block * _BLOCK, (block + 1) * _BLOCK)
+            if self.log_z[rows].isnan().any():
+                with seeded(block):
+                    annealed = self._anneal(block)
+                self.log_z[rows], self.log_z_stderr[rows] = annealed.log_z, annealed.stderr
 
-    def _anneal(self, state: int) -> Annealed:
-        """Chains of one label from p0 to p, whose weights average to Z."""
-        levels = self.given_space.supports[0].levels if self.given_space else 0
-        label = torch.tensor([[state if state < levels else MISSING]], device=self.chains.device)
-        energy = self._of_normal(label if self.given_space else None)
-        v = torch.randn(2 * _CHAINS, self.chains.shape[2], device=self.chains.device)
-        pilot = temper(v[_CHAINS:], energy, -(-self.temperatures // 4), _LEAPS)
-        return anneal(v[:_CHAINS], energy, [pilot[t // 4] for t in range(self.temperatures)], _LEAPS)
+    def _chains_each(self) -> int:
+        """Chains of annealing for each label: their sum over a block stays bounded."""
+        return max(16, _CHAINS // len(self.log_z))
+
+    def _anneal(self, block: int) -> Annealed:
+        """Chains of a block of labels from p0 to p; the weights of each label, [labels, chains], average to its Z."""
+        states = torch.arange(block * _BLOCK, min((block + 1) * _BLOCK, len(self.log_z)), device=self.chains.device)
+        shape = len(states), self._chains_each()
+        given = None
+        if self.given_space:
+            given = torch.where(states < self.given_space.supports[0].levels, states, MISSING).repeat_interleave(shape[1])[:, None]
+        energy = self._of_normal(given)
+        v = torch.randn(2, shape[0] * shape[1], self.chains.shape[2], device=self.chains.device)
+        pilot = temper(v[1], energy, -(-self.temperatures // 4), _LEAPS)
+        annealed = anneal(v[0], energy, [pilot[t // 4] for t in range(self.temperatures)], _LEAPS)
+        return annealed._replace(log_weight=annealed.log_weight.view(shape))
 
     # -- samples --------------------------------------------------------------------------------
 

@@ -24,25 +24,25 @@ __all__ = ["Annealed", "anneal", "temper"]
 
 
 class Annealed(NamedTuple):
-    """Chains at beta = 1 and their log weights, [chains] float64."""
+    """Chains at beta = 1 and their log weights, [..., chains] float64; what follows is over the last axis."""
 
     walkers: Walkers
     log_weight: Tensor
 
     @property
     def log_z(self) -> Tensor:
-        return self.log_weight.logsumexp(0) - math.log(len(self.log_weight))
+        return self.log_weight.logsumexp(-1) - math.log(self.log_weight.shape[-1])
 
     @property
     def stderr(self) -> Tensor:
         """Standard error of log Z by the delta method: that of the mean weight, relative to it."""
-        w = (self.log_weight - self.log_weight.max()).exp()
-        return w.std() / w.mean() / math.sqrt(len(w))
+        w = (self.log_weight - self.log_weight.amax(-1, keepdim=True)).exp()
+        return w.std(-1) / w.mean(-1) / math.sqrt(w.shape[-1])
 
     @property
     def effective(self) -> Tensor:
         """Effective number of chains, (sum w)^2 / sum w^2."""
-        return (2 * self.log_weight.logsumexp(0) - (2 * self.log_weight).logsumexp(0)).exp()
+        return (2 * self.log_weight.logsumexp(-1) - (2 * self.log_weight).logsumexp(-1)).exp()
 
 
 def temper(v: Tensor, energy: Energy, temperatures: int, leaps: int = 1) -> list[Tensor]:
