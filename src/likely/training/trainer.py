@@ -104,6 +104,7 @@ class Trainer:
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
             self.wrapped = self.ranks.prepare_model(self.model)
         self.snapshot = self.weights.snapshot()
+        self._validation = (0.0, 0.0)  # seconds that the last one took, and when it ended
         self._last = {"report": 0.0, "checkpoint": self.budget.elapsed, "step": self.state.step, "time": self.budget.elapsed}
         cpu_start = time.process_time() - self.state.cpu_seconds
         with progress, Signals() as signals:
@@ -132,7 +133,7 @@ class Trainer:
         elapsed = self._elapsed()
         now = self.budget.fraction(self.state.step, elapsed)
         due = int(now * VALIDATIONS) > int(fraction * VALIDATIONS)
-        valid = self._validate() if due and self.recipe.patience else None
+        valid = self._validate() if due and self._affords_validation(now, elapsed) else None
         if due or elapsed - self._last["report"] > REPORT_SECONDS:
             self._report(valid, now, elapsed, progress)
         if due:
@@ -142,6 +143,13 @@ class Trainer:
         if elapsed - self._last["checkpoint"] > self.settings.checkpoint_seconds:
             self._checkpoint()
             self._last["checkpoint"] = elapsed
+
+    def _affords_validation(self, now: float, elapsed: float) -> bool:
+        """Whether to validate, where the recipe does: in a budget of time at most a tenth of it goes there, but the end is seen."""
+        if not self.recipe.patience:
+            return False
+        cost, last = self._validation
+        return self.budget.seconds is None or now >= 1 or elapsed - last >= 9 * cost
 
     def _elapsed(self) -> float:
         """Seconds so far, rank 0's on every rank, so that all decide alike."""
@@ -238,6 +246,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> float:
         """Mean loss of the averaged weights on validation examples, under the same noise each time."""
+        start = self._elapsed()
         self.weights.sync()
         split = _spread(self.data.valid, VALID_EXAMPLES)
         with seeded(self.settings.seed), self.pace.autocast(self.ranks.device):
@@ -248,6 +257,8 @@ class Trainer:
             self.weights.mark_best()
         else:
             self.state.stale += 1
+        end = self._elapsed()
+        self._validation = (end - start, end)
         return value
 
     def _to(self, batch: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
