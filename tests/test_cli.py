@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import sys
 
@@ -128,3 +129,69 @@ def test_conditioning_values_are_read_by_name_or_code():
     for bad in ("class=rose,width=1", "klass=1,width=1", "class=1", "class"):
         with pytest.raises(likely.LikelyError):
             given_values(bad, space)
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "t.txt").write_bytes(b"the quick brown fox jumps over the lazy dog\n" * 70)
+    likely.fit(str(folder / "t.txt"), "histogram", out=folder / "m")
+    return folder
+
+
+def test_a_text_is_fitted_and_scored_by_windows_that_do_not_overlap(text_model):
+    rows = likely.score(text_model / "m")
+    assert len(rows) == 308 // 128  # test is the last tenth
+    model = likely.open(text_model / "m")
+    byte = -model.log_prob(torch.full((1, 128), ord("o"))).nats.item() / 128
+    assert byte == pytest.approx(-math.log(4 / 44), rel=0.1)
+
+
+def test_bits_of_a_short_text_are_those_of_its_own_bytes(text_model):
+    (text_model / "new.txt").write_text("the quick")
+    (row,) = likely.score(text_model / "m", text_model / "new.txt")
+    assert row["unit"] == "bits/byte"
+    assert row["bits"] == pytest.approx(-row["nats"] / math.log(2) / 9)
+
+
+def test_score_takes_what_it_conditions_on_from_the_new_data(run, tmp_path):
+    likely.fit("wine", "histogram", given="class", out=tmp_path / "m")
+    test = likely.load("wine").test.x
+    space = likely.load("wine").space
+    likely.sources.write(test, space, tmp_path / "new.csv")
+    own = likely.score(tmp_path / "m")
+    new = likely.score(tmp_path / "m", tmp_path / "new.csv")
+    assert [r["nats"] for r in new] == pytest.approx([r["nats"] for r in own])
+    told = likely.score(tmp_path / "m", tmp_path / "new.csv", given={"class": "class_0"})
+    assert [r["nats"] for r in told] != [r["nats"] for r in own]
+
+
+def test_score_reads_new_images_as_those_of_the_fit_were(tmp_path):
+    from PIL import Image
+
+    for i in range(12):
+        place = tmp_path / "photos" / ("a" if i % 2 else "b")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (10 + i, 12), 20 * i).save(place / f"{i}.png")
+    likely.fit(likely.load(str(tmp_path / "photos"), resize=4, levels=4, given="label"), "histogram", out=tmp_path / "m")
+    assert len(likely.score(tmp_path / "m", tmp_path / "photos")) == 12
+    (tmp_path / "photos" / "a").rename(tmp_path / "photos" / "c")
+    with pytest.raises(likely.errors.DataError, match="not fitted to the label 'c'"):
+        likely.score(tmp_path / "m", tmp_path / "photos")
+
+
+def test_sample_replaces_a_file_only_when_told(run, fitted, tmp_path):
+    folder, _ = fitted
+    assert run("sample", folder, "-n", 2, "--out", tmp_path / "s.png")[0] == 0
+    code, _, err = run("sample", folder, "-n", 2, "--out", tmp_path / "s.png")
+    assert code == 2
+    assert "--overwrite" in err
+    assert run("sample", folder, "-n", 2, "--out", tmp_path / "s.png", "--overwrite")[0] == 0
+
+
+def test_a_folder_of_another_run_says_in_words_what_differs(run, tmp_path):
+    assert run("fit", "wine", "histogram", "--given", "class", "--out", tmp_path / "m")[0] == 0
+    code, _, err = run("fit", "wine", "histogram", "--out", tmp_path / "m")
+    assert code == 2
+    assert "holds a run with" in err
+    assert "{" not in err

@@ -124,7 +124,7 @@ def fit(
     context: typer.Context,
     data: DataArg,
     model: Annotated[str, typer.Argument(help="A family: see `likely models`.")] = "autoregressive",
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Budget of wall-clock time [default: 3].", show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Budget of wall-clock time; 3 by default.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Or a budget of steps.", show_default=False)] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Or of passes over the training split.", show_default=False)] = None,
     out: OutOption = None,
@@ -186,6 +186,7 @@ def sample(
     out: OutOption = None,
     given: ValuesOption = None,
     seed: SeedOption = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
 ) -> None:
     """Draw from a stored model: a PNG grid or a folder of images, text, CSV or .npz, by the name of --out.
 
@@ -196,7 +197,7 @@ def sample(
 
     model = likely.open(folder)
     out = out or Path(printing.default_name(model.space))
-    x = likely.sample(model, n, given=given, seed=seed, out=out, **_extra(context.args))
+    x = likely.sample(model, n, given=given, seed=seed, out=out, overwrite=overwrite, **_extra(context.args))
     printing.sampled(x, model.space, out)
 
 
@@ -211,12 +212,21 @@ def score(
     draws: Annotated[int | None, typer.Option("--draws", help="Draws of a bound.", show_default="the family's")] = None,
     seed: SeedOption = 0,
     top: Annotated[int, typer.Option("--top", help="Outliers to print.")] = 10,
+    tile: Tile = None,
+    resize: Resize = None,
+    precision: Precision = None,
+    missing: Missing = None,
 ) -> None:
-    """Log-likelihood of each example, the least likely (the outliers) first; all of them as CSV in --out."""
+    """Log-likelihood of each example, the least likely (the outliers) first; all of them as CSV in --out.
+
+    New data are read as those of the fit were, unless told otherwise; what a conditional model needs is taken from them, too.
+    """
     import likely
     from likely import printing
 
-    rows = likely.score(folder, data, given=given, draws=draws, seed=seed)
+    read = {"tile": tile, "resize": resize, "precision": precision, "missing": missing}
+    chosen: dict[str, Any] = {name: value for name, value in read.items() if value is not None}
+    rows = likely.score(folder, data, given=given, draws=draws, seed=seed, **chosen)
     printing.scored(rows, top, out)
 
 

@@ -35,6 +35,10 @@ class Split:
         """Consecutive batches, re-iterable."""
         return BatchView(self, size)
 
+    def apart(self) -> "Split":
+        """Examples that do not overlap: of a text the consecutive whole windows, of anything else all."""
+        return self if self.stream is None else Split(self.x[:: self.x.shape[1]])
+
     def head(self, n: int) -> "Split":
         return Split(*self.rows(slice(0, n)), stream=self.stream)
 

@@ -34,10 +34,12 @@ def fitted(run: "Run", folder: Path) -> None:
     }
     console.print(f"{ends.get(run.stopped, 'Trained')} ({run.steps:,} steps, {run.seconds:.1f} s).")
     if test:
-        console.print(f"test: [bold]{format_bits(test['value'], test['kind'], test['stderr'])} {test['unit']}[/]  ({_footnote(test)})")
+        console.print(
+            f"test: [bold]{format_bits(test['value'], test['kind'], test['stderr'])} {test['unit']}[/]  ({_footnote(test)})", soft_wrap=True
+        )
     else:
         console.print("This family has no likelihood; compare its samples with `likely compare`.")
-    console.print(f"[dim]{folder}  ->  likely show {folder}, likely sample {folder}[/]")
+    console.print(f"[dim]{folder}  ->  likely show {folder}, likely sample {folder}[/]", soft_wrap=True)
 
 
 def _footnote(test: dict[str, Any]) -> str:
@@ -52,7 +54,7 @@ def default_name(space: "Space") -> str:
 
 
 def sampled(x: "Tensor", space: "Space", out: Path) -> None:
-    console.print(f"{len(x)} examples of {space} -> [bold]{out}[/]")
+    console.print(f"{len(x)} examples of {space} -> [bold]{out}[/]", soft_wrap=True)
 
 
 def scored(rows: list[dict[str, Any]], top: int, out: Path | None) -> None:
@@ -72,7 +74,7 @@ def scored(rows: list[dict[str, Any]], top: int, out: Path | None) -> None:
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(out, text.getvalue().encode())
-        console.print(f"[bold]{out}[/]")
+        console.print(f"[bold]{out}[/]", soft_wrap=True)
 
 
 def markdown(text: str) -> None:

@@ -20,6 +20,7 @@ from likely.dataset import Data
 from likely.errors import TrainingError, UsageError
 from likely.model import ClosedForm, Model
 from likely.noise import row_hash, seeded
+from likely.space import Space
 from likely.training.budget import Budget
 from likely.training.order import step_seed
 from likely.training.progress import Progress, ProgressCallback
@@ -133,7 +134,7 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
 def _solve(model: Model, data: Data, settings: Settings, main: bool) -> Run:
     """Closed-form families need no steps; every rank solves the same."""
     start, cpu = time.perf_counter(), time.process_time()
-    model.eval().solve(data.train.batches(), data.valid.batches())  # type: ignore[operator]
+    model.eval().solve(data.train.apart().batches(), data.valid.apart().batches())  # type: ignore[operator]
     run = Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, settings.seed, stopped="closed form")
     _store(run, data, settings.folder, main)
     return run
@@ -170,11 +171,18 @@ def _claim(out: str | Path | None, plan: dict[str, Any], gather: Any) -> Path | 
     before = json.loads(path.read_text()) if path.exists() else None
     for name, value in (before or {}).items():
         if value != plan.get(name):
-            raise UsageError(f"{folder} holds a run with {name} {value}, not {plan.get(name)}.", "Name another --out.")
+            was, now = _told(value), _told(plan.get(name))
+            hint = "Name another --out." if was != now else "They differ in detail. Name another --out."
+            raise UsageError(f"{folder} holds a run with {name} {was}, not {now}.", hint)
     gather([True])  # every rank has looked before one writes
     if before is None:
         store.write_atomically(path, json.dumps(plan, indent=1).encode())
     return folder
+
+
+def _told(value: Any) -> str:
+    """A setting in a few words: a space by its summary."""
+    return str(Space.from_json(value)) if isinstance(value, dict) and "supports" in value else str(value)
 
 
 def _plan(model: Model, data: Data, seed: int, budget: Budget, batch: int, lr: float, precision: str) -> dict[str, Any]:

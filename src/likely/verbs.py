@@ -15,12 +15,13 @@ from likely import families, sources, store, train
 from likely.dataset import Data, Split
 from likely.errors import DataError, UsageError, nearest
 from likely.evaluation.measure import held_out_bits, log_prob
-from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model
+from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, expand_given
 from likely.noise import seeded
 from likely.space import Space
 
 __all__ = ["abilities", "as_data", "as_model", "data", "fit", "given_values", "models", "open", "sample", "score", "show"]
 
+_READING = ("layout", "tile", "resize", "precision", "missing", "header")  # options of `load` that new data are read by, too
 _ABILITIES: dict[str, type] = {
     "likelihood": Likelihood,
     "latent": Latent,
@@ -82,18 +83,27 @@ def _record_test(run: train.Run, data: Data, folder: Path) -> None:
 
 @torch.no_grad()
 def sample(
-    model: Model | str | Path, n: int = 64, *, given: Any = None, seed: int = 0, out: str | Path | None = None, **how: Any
+    model: Model | str | Path,
+    n: int = 64,
+    *,
+    given: Any = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    **how: Any,
 ) -> Tensor:
     """Draw n examples, [n, *shape] in data units; with `out`, also write them in the data's own format.
 
     Args:
         given: for a conditional model: a tensor, or values such as {"label": 3}.
-        out: a `.png`, folder, `.txt`, `.csv` or `.npz`, as the data allow.
+        out: a `.png`, folder, `.txt`, `.csv` or `.npz`, as the data allow; what is there is kept unless `overwrite`.
         how: options of the family's sampler.
     """
     if n < 1:
         raise UsageError(f"Cannot draw {n} examples.", "Ask for at least one.")
     model = as_model(model)
+    if out is not None:
+        sources.check_path(out, model.space, overwrite=overwrite)
     values = given if given is None or isinstance(given, Tensor) else given_values(given, model.given_space)
     sampler: Any = model.sample
     known = [p.name for p in inspect.signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -103,19 +113,22 @@ def sample(
     with seeded(seed):
         x = sampler(n, values, **how)
     if out is not None:
-        sources.write(x, model.space, out)
+        sources.write(x, model.space, out, overwrite=overwrite)
     return x
 
 
 @torch.no_grad()
 def score(
-    model: Model | str | Path, source: Any = None, *, given: Any = None, draws: int | None = None, seed: int = 0
+    model: Model | str | Path, source: Any = None, *, given: Any = None, draws: int | None = None, seed: int = 0, **read: Any
 ) -> list[dict[str, Any]]:
     """Log-likelihood of each example, least likely first: outliers on top.
 
     Args:
         source: a `Data` (its test split), a `Split`, a tensor in the model's codes, or a path that is read with the
-            model's own schema; by default the test split that a stored model was evaluated on.
+            model's own schema and options; by default the test split that a stored model was evaluated on.
+            A text is scored by windows, one after another.
+        given: values for all examples; by default those that the source itself holds, such as a table's column.
+        read: options of reading that differ from those of the fit, such as `precision` or `resize`.
         draws: of a bound; the family's own number by default.
 
     Returns: one record per example: `example` (its row), `nats` (log p), `bits` in `unit`, `kind`, `how`, `rank`
@@ -128,15 +141,15 @@ def score(
         raise UsageError(
             f"{type(fitted).__name__} has no likelihood, so it cannot score.", f"Those that have: {', '.join(_with('likelihood'))}."
         )
-    split = _split_to_score(model, fitted, source, given)
+    split = _split_to_score(model, fitted, source, given, read)
     result = log_prob(fitted, split, draws=draws or fitted.bound_draws, seed=seed)
-    per_unit = fitted.space.nats_per_unit
+    bits = -result.nats / _nats_per_unit(fitted.space, split.x)
     order = result.nats.argsort().tolist()
     return [
         {
             "example": i,
             "nats": result.nats[i].item(),
-            "bits": -result.nats[i].item() / per_unit,
+            "bits": bits[i].item(),
             "unit": fitted.space.unit,
             "kind": result.kind,
             "how": result.how,
@@ -147,23 +160,37 @@ def score(
     ]
 
 
-def _split_to_score(model: Model | str | Path, fitted: Model, source: Any, given: Any) -> Split:
+def _nats_per_unit(space: Space, x: Tensor) -> Tensor | float:
+    """What bits are counted in: of a text that is shorter than the window, its own bytes."""
+    if space.layout != "sequence":
+        return space.nats_per_unit
+    return space.nats_per_unit / space.dims * (x >= 0).sum(1).clamp_min(1)
+
+
+def _split_to_score(model: Model | str | Path, fitted: Model, source: Any, given: Any, read: dict[str, Any]) -> Split:
+    """The examples, with the values of `given` that were passed, else with those that their source holds."""
     values = given if given is None or isinstance(given, Tensor) else given_values(given, fitted.given_space)
+    split = _found_to_score(model, fitted, source, read)
+    if values is not None:
+        split = Split(split.x, expand_given(values, len(split.x)), split.stream)
+    return split.apart()
+
+
+def _found_to_score(model: Model | str | Path, fitted: Model, source: Any, read: dict[str, Any]) -> Split:
     if isinstance(source, Data):
-        return source.test if fitted.given_space is not None else Split(source.test.x)
+        return source.test
     if isinstance(source, Split):
         return source
     if isinstance(source, Tensor):
-        return _with_given(source, values)
+        return Split(source)
+    card = {} if isinstance(model, Model) else store.read_config(model)["data"]
     if source is not None:
-        return _with_given(sources.read(source, fitted.space), values)
-    if isinstance(model, Model):
-        raise UsageError("Nothing to score.", "Pass data, or the folder of a stored model to score its own test split.")
-    return sources.rebuild(store.read_config(model)["data"]).test
-
-
-def _with_given(x: Tensor, values: Tensor | None) -> Split:
-    return Split(x, values if values is None or len(values) == len(x) else values.expand(len(x), *values.shape[1:]))
+        options = {name: value for name, value in card.get("options", {}).items() if name in _READING} | read
+        as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        return sources.read_split(source, fitted.space, fitted.given_space, **as_tuples)
+    if not card:
+        raise UsageError("Nothing to score.", "Pass data, or the folder of a model that was stored with its data's card.")
+    return sources.rebuild(card).test
 
 
 def show(folder: str | Path) -> str:
@@ -234,7 +261,7 @@ def given_values(given: dict[str, Any] | str, space: Space | None) -> Tensor:
 def _pair(part: str) -> tuple[str, str]:
     name, sign, value = part.partition("=")
     if not sign:
-        raise UsageError(f"'{part}' is not of the form name=value.", "For example: --given label=3.")
+        raise UsageError(f"'{part}' is not of the form name=value.", "For example: label=3.")
     return name.strip(), value.strip()
 
 
@@ -252,5 +279,9 @@ def _code(value: Any, support: Any) -> float | int:
         index = round(number * 10**support.decimals) - support.origin
         return index if index >= 0 else index - 1
     if not 0 <= number < support.levels or number != int(number):
-        raise DataError(f"{value} of {support.name} is outside 0..{support.levels - 1}.")
+        raise DataError(f"{value} of {support.name} is outside 0..{support.levels - 1}.", _named(support))
     return int(number)
+
+
+def _named(support: Any) -> str:
+    return f"By name: {', '.join(support.categories)}." if support.categories else ""

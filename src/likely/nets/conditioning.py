@@ -46,7 +46,8 @@ class Conditioner(nn.Module):
         if given is None:
             if self.null is None:
                 raise UsageError(
-                    "This model is conditional, p(x | given), but no `given` was passed.", "Pass it, for example --given label=3."
+                    "This model is conditional, p(x | given), but no `given` was passed.",
+                    f"Pass it, for example --given {self.given.supports[0].name or 'label'}=VALUE.",
                 )
             return self.null.weight.expand(batch, -1)
         embedding = self._embed(self.given, given)

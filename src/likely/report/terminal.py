@@ -88,7 +88,8 @@ class Screen:
         self.running.pop(name, None)
         self.rows = list(rows)
         entry = Entry((row,))
-        outcome = f"failed: {row.error}" if row.error else f"{entry.claim} {row.unit or ''} {entry.uncertainty}, {duration(row.seconds)}"
+        claim = f"{entry.claim} {row.unit} {entry.uncertainty}".rstrip() if row.kind else "no likelihood"
+        outcome = f"failed: {row.error}" if row.error else f"{claim}, {duration(row.seconds)}"
         if row.error or not self.console.is_terminal:
             self.say(f"{name}: {outcome}")
 

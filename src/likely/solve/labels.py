@@ -33,7 +33,9 @@ def label_of(space: Space | None, given: Tensor | None, n: int) -> Tensor:
             "This model is conditional, p(x | given), but no `given` was passed."
             if given is None
             else "This model is unconditional, p(x), but `given` was passed.",
-            "Pass it, for example --given label=3." if given is None else "Fit it with --given to condition it.",
+            f"Pass it, for example --given {space.supports[0].name or 'label'}=VALUE."
+            if space is not None
+            else "Fit it with --given to condition it.",
         )
     rows = expand_given(given, n)
     if space is None or rows is None:

@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from likely.sources.augmenting import augment_batch
     from likely.sources.examples import Examples, Options
     from likely.sources.facts import describe, print_description
-    from likely.sources.newdata import read
-    from likely.sources.output import picture, write
+    from likely.sources.newdata import read, read_split
+    from likely.sources.output import check_path, picture, write
 
-__all__ = ["augment_batch", "describe", "load", "picture", "print_description", "read", "rebuild", "write"]
+__all__ = ["augment_batch", "check_path", "describe", "load", "picture", "print_description", "read", "read_split", "rebuild", "write"]
 
 _LAZY = {
     "augment_batch": "augmenting",
     "describe": "facts",
     "print_description": "facts",
+    "check_path": "output",
     "picture": "output",
     "read": "newdata",
+    "read_split": "newdata",
     "write": "output",
 }
 

@@ -170,8 +170,7 @@ def _split_as_told(part: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _hashes(split: Split) -> np.ndarray:
     """A 64-bit content hash of each example; for a text, of each window at a multiple of its length."""
-    x = split.x if split.stream is None else split.x[:: split.x.shape[1]]
-    return torch.cat([row_hash(part) for part in x.split(256)]).numpy()
+    return torch.cat([row_hash(part) for part in split.apart().x.split(256)]).numpy()
 
 
 def _fingerprint(hashes: dict[str, np.ndarray]) -> str:

@@ -190,10 +190,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["true_entropy"] is not None:
         lines.append(("true entropy", f"{facts['true_entropy']:.4f} {facts['unit']}"))
     shown = {k: v for k, v in facts["card"].items() if k not in ("source", "options", "split")}
-    return lines + [(name.replace("_", " "), _listed(value)) for name, value in shown.items()]
+    return lines + [(name.replace("_", " "), _listed(value, ours=name == "duplicates")) for name, value in shown.items()]
 
 
-def _listed(value: Any) -> str:
+def _listed(value: Any, *, ours: bool = False) -> str:
+    """Counts by name: names of `ours` are put in words, those of the data are left as they are."""
     if isinstance(value, dict):
-        return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items() if v) or "none"
+        return ", ".join(f"{k.replace('_', ' ') if ours else k} {v}" for k, v in value.items() if v) or "none"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likely.errors import DataError
+from likely.dataset import Split
+from likely.errors import DataError, nearest
 from likely.sources.columns import Column, frame_columns, read_columns
 from likely.sources.examples import Examples, Options
 from likely.sources.tables import encode, spelt_columns
 from likely.space import Space
 
-__all__ = ["read"]
+__all__ = ["read", "read_split"]
 
 
 def read(source: Any, space: Space, **options: Any) -> Tensor:
@@ -27,16 +28,25 @@ def read(source: Any, space: Space, **options: Any) -> Tensor:
     A text is cut into consecutive windows, the last one padded. An unknown category becomes the `other` state.
     Raises: DataError for what does not fit the space.
     """
+    return read_split(source, space, None, **options).x
+
+
+def read_split(source: Any, space: Space, given: Space | None, **options: Any) -> Split:
+    """The same with the values of `given` that the source itself holds: columns of a table, labels, sub-folders of images."""
     wanted = Options(**{"levels": space.levels if space.layout == "grid" else None, **options})
-    x = _table(source, space, wanted) if space.layout == "columns" else _other(source, space, wanted)
-    space.check(x)
-    return x
+    split = _table(source, space, given, wanted) if space.layout == "columns" else _other(source, space, given, wanted)
+    space.check(split.x)
+    return split
 
 
-def _table(source: Any, space: Space, options: Options) -> Tensor:
+def _table(source: Any, space: Space, given: Space | None, options: Options) -> Split:
     columns = _columns(source, space, options)
-    if space.discrete:
-        return encode(columns, space, options)[0]
+    x = encode(columns, space, options)[0] if space.discrete else _all_reals(columns, space)
+    held = given is not None and {s.name for s in given.supports} <= {c.name for c in columns}
+    return Split(x, encode(columns, given, options)[0] if given is not None and held else None)
+
+
+def _all_reals(columns: list[Column], space: Space) -> Tensor:
     named = {c.name: c for c in columns}
     lost = [s.name for s in space.supports if s.name not in named]
     if lost:
@@ -66,15 +76,30 @@ def _columns(source: Any, space: Space, options: Options) -> list[Column]:
     return [Column.of(s.name, spelt) for s, spelt in zip(space.supports, cells, strict=True)]
 
 
-def _other(source: Any, space: Space, options: Options) -> Tensor:
+def _other(source: Any, space: Space, given: Space | None, options: Options) -> Split:
     if space.layout == "sequence":
         text = import_module("likely.sources.text")
         texts = import_module("likely.sources").texts_of(source)
         if isinstance(source, str | PathLike):
             texts = text.text_files(_existing(source))
         if texts is not None:
-            return torch.cat([text.windows(t, space.shape[0]) for t in texts if t])
-    return _examples(source, replace(options, layout=space.layout if space.layout != "grid" else None)).x
+            return Split(torch.cat([text.windows(t, space.shape[0]) for t in texts if t]))
+    found = _examples(source, replace(options, layout=space.layout if space.layout != "grid" else options.layout))
+    return Split(found.x, None if given is None else _labels(found, given))
+
+
+def _labels(found: Examples, given: Space) -> Tensor | None:
+    """The labels of examples as codes of `given`; None where there are none, or of some other kind."""
+    if found.labels is None or found.label_space is None or len(given.supports) != 1 or given.supports[0].kind != "nominal":
+        return None
+    if found.known is not None and not bool(found.known.all()):
+        return None
+    own, wanted = found.label_space.supports[0].categories, given.supports[0].categories
+    if own == wanted:
+        return found.labels
+    if unknown := [name for name in own if name not in wanted]:
+        raise DataError(f"The model was not fitted to the label '{unknown[0]}'.", nearest(unknown[0], wanted))
+    return torch.tensor([wanted.index(name) for name in own])[found.labels]
 
 
 def _existing(source: str | PathLike[str]) -> Path:

@@ -13,7 +13,7 @@ from likely.errors import DataError, UsageError
 from likely.sources.tables import csv_text, frame
 from likely.space import Space
 
-__all__ = ["picture", "to_8_bit", "write"]
+__all__ = ["check_path", "picture", "to_8_bit", "write"]
 
 
 def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool = False) -> str:
@@ -24,17 +24,24 @@ def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool
         DataError if it cannot be written.
     """
     path = Path(path)
-    writers = _WRITERS[space.layout]
-    if path.suffix.lower() not in writers:
-        raise UsageError(f"{space.layout.capitalize()} data cannot be written to '{path}'.", f"Use {_known(writers)}.")
-    if not overwrite and (any(path.iterdir()) if path.is_dir() else path.exists()):
-        raise UsageError(f"{path} exists.", "Choose another path, or overwrite it (--overwrite).")
+    check_path(path, space, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        what = writers[path.suffix.lower()](x.cpu(), space, path)
+        what = _WRITERS[space.layout][path.suffix.lower()](x.cpu(), space, path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
     return f"Wrote {len(x)} {what} to {path}."
+
+
+def check_path(path: str | PathLike[str], space: Space, *, overwrite: bool = False) -> None:
+    """Whether examples of `space` can go to `path`, before the work of drawing them; raises what `write` would."""
+    path, writers = Path(path), _WRITERS[space.layout]
+    if path.suffix.lower() not in writers:
+        raise UsageError(f"{space.layout.capitalize()} data cannot be written to '{path}'.", f"Use {_known(writers)}.")
+    if path.is_dir() and path.suffix:
+        raise UsageError(f"{path} is a folder.", "Choose another path.")
+    if not overwrite and (any(path.iterdir()) if path.is_dir() else path.exists()):
+        raise UsageError(f"{path} exists.", "Choose another path, or overwrite it (--overwrite).")
 
 
 def _known(writers: "dict[str, Writer]") -> str:
