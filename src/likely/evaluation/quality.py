@@ -22,6 +22,7 @@ from likely.evaluation.two_sample import classifier_test, energy_distance, kerne
 __all__ = ["EXAMPLES", "Floors", "examples", "floors", "held_out", "quality"]
 
 EXAMPLES = 1000  # at most so many test examples, and as many of every other kind
+_FEW = 100
 _NEIGHBOURS = 20_000  # at most so many training examples are searched for copies
 Floors = dict[str, dict[str, float]]
 
@@ -36,23 +37,24 @@ def quality(data: Data, drawn: Split, *, reference: Floors | None = None, seed: 
     """
     n = len(drawn)
     reference = reference if reference is not None else floors(data, n, seed=seed)
-    measured = _measure(data, drawn, held_out(data, n, seed), seed)
+    test = held_out(data, n, seed)
+    measured = {**_measure(data, drawn, test, seed), **memorisation(_to_train(data, drawn, seed), _to_train(data, test, seed))}
     return {name: {**values, **reference.get(name, {}), "n": n} for name, values in measured.items()}
 
 
 def floors(data: Data, n: int, *, seed: int = 0) -> Floors:
     """What real and independent examples score: measure -> {"real", "independent"}."""
     n = examples(data, n)
-    test, train = held_out(data, n, seed), _pick(data.train, n, seed + 1)
-    real, independent = _measure(data, train, test, seed), _measure(data, _independent(data.train, n, seed), test, seed)
-    gap = _to_train(data, test, seed)
-    real = {**real, **memorisation(gap, gap)}  # training examples lie on themselves, so here test examples are the floor
+    test, train, mixed = held_out(data, n, seed), _pick(data.train, n, seed + 1), _independent(data.train, n, seed)
+    gap = _to_train(data, test, seed)  # training examples lie on themselves, so here test examples are the floor
+    real = {**_measure(data, train, test, seed), **memorisation(gap, gap)}
+    independent = {**_measure(data, mixed, test, seed), **memorisation(_to_train(data, mixed, seed), gap)}
     return {name: {"real": real[name]["value"], "independent": independent[name]["value"]} for name in real}
 
 
 def examples(data: Data, n: int = EXAMPLES) -> int:
     """Examples that are compared: no more than the smallest split in question has."""
-    return min(n, len(data.test), len(data.train))
+    return min(n, len(_apart(data.test)), len(_apart(data.train)))
 
 
 def held_out(data: Data, n: int, seed: int = 0) -> Split:
@@ -68,7 +70,6 @@ def _measure(data: Data, drawn: Split, test: Split, seed: int) -> dict[str, dict
         "kernel_mmd": kernel_mmd(distance, n, seed=seed),
         **classifier_test(real, other, seed=seed),
         **precision_recall(distance, n),
-        **memorisation(_to_train(data, drawn, seed), _to_train(data, test, seed)),
     }
 
 
@@ -78,20 +79,27 @@ def _vectors(data: Data, split: Split) -> Tensor:
 
 def _to_train(data: Data, split: Split, seed: int) -> Tensor:
     """Distances to the nearest training example, by x alone."""
-    train = _pick(data.train, min(_NEIGHBOURS, len(data.train)), seed + 2)
+    train = _pick(data.train, _NEIGHBOURS, seed + 2)
     return nearest(features(data.space, split.x), features(data.space, train.x))
 
 
 def _pick(split: Split, n: int, seed: int) -> Split:
-    """n distinct examples, by a seeded draw; no copy of the whole split is made."""
+    """At most n distinct examples, by a seeded draw; no copy of the whole split is made."""
+    split = _apart(split)
     index = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:n]
     return Split(*split.rows(index))
+
+
+def _apart(split: Split) -> Split:
+    """Windows of a text that do not overlap, as tests want independent examples; all of them where they would be few."""
+    apart = split.apart()
+    return apart if len(apart) >= _FEW else split
 
 
 def _independent(split: Split, n: int, seed: int) -> Split:
     """Examples whose entries come from different training examples."""
     generator = torch.Generator().manual_seed(seed + 3)
-    base = _pick(split, min(len(split), 4 * n), seed)
+    base = _pick(split, 4 * n, seed)
     flat = base.x.flatten(1)
     index = torch.randint(len(flat), (n, flat.shape[1]), generator=generator)
     x = flat.gather(0, index).view(n, *base.x.shape[1:])
