@@ -31,8 +31,8 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("coupling", "columns"): {"mlp": "likely.nets.coupling:MLPCoupling"},
     ("causal", "grid"): {"gated-pixelcnn": "likely.nets.causal.grid:GatedPixelCNN"},
     ("causal", "columns"): {
-        "transformer": "likely.nets.causal.transformer:CausalTransformer",
         "made": "likely.nets.causal.made:MADE",
+        "transformer": "likely.nets.causal.transformer:CausalTransformer",
     },
     ("causal", "sequence"): {
         "dilated": "likely.nets.causal.dilated:DilatedConvolutions",
