@@ -151,7 +151,7 @@ class Energy(Model, Likelihood, Starts):
         "base": {"chains": 2048, "moves": 20, "temperatures": 4000},
     }
     rank_buffers = ("chains", "step")
-    bound_draws = 64
+    bound_draws = 16
 
     chains: Tensor
     step: Tensor
