@@ -8,6 +8,7 @@ Nets know nothing of probability; families know no convolution. What each role c
     decoder   latents z [B, in] -> [B, *shape, out]
     denoiser  (u [B, *shape], t [B]) -> [B, out * C, *rest]
     energy    reals u [B, *shape] -> [B, out]
+    generator noise z [B, inputs] -> reals [B, out * C, *rest]
     coupling  reals u [B, *shape] -> [B, out, moved]: out parameters of each entry where `moves` is true
 
 Every net accepts `given` through `nets.conditioning`.
