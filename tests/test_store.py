@@ -6,11 +6,11 @@ import os
 
 import pytest
 import torch
-from strangers import Independent
 
 from likely import families, store
 from likely.errors import StoreError, UsageError
 from likely.space import Space
+from strangers import Independent
 
 
 @pytest.fixture

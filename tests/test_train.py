@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from strangers import Independent
 
 from likely import families, store, train
 from likely.dataset import Data, Split
@@ -25,6 +24,7 @@ from likely.training import trainer as trainer_module
 from likely.training.budget import Budget
 from likely.training.checkpoint import Checkpoints
 from likely.training.order import batch_rows
+from strangers import Independent
 
 
 @pytest.fixture(autouse=True)
