@@ -31,7 +31,7 @@ from likely.training.weights import Weights, under
 __all__ = ["Settings", "Trainer"]
 
 VALIDATIONS = 20  # over the budget
-VALID_EXAMPLES = 512
+VALID_EXAMPLES, VALID_ENTRIES = 512, 2**16  # most of either, but 64 examples in any case
 START_EXAMPLES = 512
 SKIPS, ROLLBACKS = 5, 3  # bad steps in a row before a roll-back; roll-backs before giving up
 REPORT_SECONDS = 0.5
@@ -248,7 +248,7 @@ class Trainer:
         """Mean loss of the averaged weights on validation examples, under the same noise each time."""
         start = self._elapsed()
         self.weights.sync()
-        split = _spread(self.data.valid, VALID_EXAMPLES)
+        split = _spread(self.data.valid, min(VALID_EXAMPLES, max(64, VALID_ENTRIES // self.data.space.dims)))
         with seeded(self.settings.seed), self.pace.autocast(self.ranks.device):
             losses = [self.weights.shadow(*self._to(batch), turn=self.model.turns[0]) for batch in split.batches(4 * self.recipe.batch)]
         value = torch.cat([loss.double() for loss in losses]).mean().item()
