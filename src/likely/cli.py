@@ -3,7 +3,7 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -17,8 +17,8 @@ app = typer.Typer(
     help="Fit any data with any family of deep generative model, say in bits how likely the data is under it, and use the model.\n\n"
     "DATA is a built-in name (digits, wine, breast-cancer, moons, checkerboard, ...), a folder of images, a text, a CSV or Parquet "
     "table, or an .npz, .npy or .idx file.",
-    epilog="Start with:  likely compare digits",
-    no_args_is_help=True,
+    epilog="Start with:  likely compare digits\n\nAn error is one line, and a hint; --debug shows where it arose. "
+    "Exit codes: 2 usage, 3 data, 4 a stored model, 5 training, 1 anything else, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -329,19 +329,26 @@ def main() -> None:
     """Run the command line: an error is one line and a hint; `--debug` shows where it came from."""
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     if not debug:
         warnings.showwarning = _print_warning
     try:
-        app()
+        code = app(standalone_mode=False)
     except LikelyError as error:
         _fail(error.message, error.hint, error.exit_code, debug)
     except KeyboardInterrupt:
         _fail("Interrupted.", "", 130, debug)
     except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own: a word that it does not know, a value that is no number
+            verb = getattr(getattr(error, "ctx", None), "command_path", "likely")
+            _fail(" ".join(error.format_message().split()), f"See: {verb} --help", 2, debug)
         _fail(f"{type(error).__name__}: {error}", "This is not an expected error: run again with --debug to see where it arises.", 1, debug)
+    else:
+        raise SystemExit(code)
 
 
-def _fail(message: str, hint: str, code: int, debug: bool) -> None:
+def _fail(message: str, hint: str, code: int, debug: bool) -> NoReturn:
     """Print an error and exit with its code; within `except`, so that `--debug` can raise it again."""
     if debug:
         raise

@@ -7,6 +7,7 @@ for bit on a CPU where the budget is in steps or epochs.
 """
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,9 @@ def fit(
     Raises: UsageError for unknown names and options; TrainingError if the loss stays NaN or infinite, with the
         last good model stored in `out`.
     """
+    for name, value in (("batch", batch), ("lr", lr), ("threads", threads)):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name}={value} is not possible.", "Give a positive number.")
     with seeded(step_seed(seed, 0, 0)):
         model = families.build(model, data.space, given=data.given, size=size, **options) if isinstance(model, str) else model
     recipe = replace(model.recipe, **{k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None})

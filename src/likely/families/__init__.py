@@ -7,11 +7,13 @@ Others register theirs through the entry point group `likely.families`:
 """
 
 import inspect
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 from likely.errors import UsageError, nearest
 
@@ -73,6 +75,18 @@ def option_names(cls: "type[Model]") -> dict[str, inspect.Parameter]:
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size")}
 
 
+def _check_option(name: str, option: str, value: Any, annotation: Any) -> None:
+    """Whether a value is of the kind that the constructor says; numbers are sizes, counts and shares, never negative."""
+    kinds = set(get_args(annotation)) or {annotation}
+    if float in kinds:
+        kinds.add(int)
+    if kinds <= {int, float, str, bool, NoneType} and type(value) not in kinds:
+        wanted = " or ".join(sorted(kind.__name__ for kind in kinds - {NoneType}))
+        raise UsageError(f"Option '{option}' of {name} is {value!r}, not {wanted}.", f"See: likely models {name}")
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise UsageError(f"Option '{option}' of {name} cannot be {value}.", "Give a number that is not negative.")
+
+
 def build(name: str, space: "Space", *, given: "Space | None" = None, size: str = "small", **options: Any) -> "Model":
     """Construct a registered family for a space; `model.config` records how, for the store.
 
@@ -83,6 +97,7 @@ def build(name: str, space: "Space", *, given: "Space | None" = None, size: str 
     for option in options:
         if option not in known:
             raise UsageError(f"Model '{name}' has no option '{option}'.", nearest(option, known) if known else "It has none.")
+        _check_option(name, option, options[option], known[option].annotation)
     if space.layout not in cls.layouts:
         others = [n for n in FAMILIES if space.layout in family_class(n).layouts]
         raise UsageError(f"Model '{name}' does not model {space.layout} data.", f"Those that do: {', '.join(others) or 'none yet'}.")

@@ -25,6 +25,9 @@ PARTS = ("train", "valid", "test")
 PERMUTED = "numpy.random.default_rng(seed).permutation of {}: test the last fifth, validation the last tenth of what is before it"
 
 
+_UNCONDITIONAL = "Leave `given` out to fit p(x)."
+
+
 @dataclass(frozen=True)
 class Options:
     """How to read a source; `likely.load` documents each."""
@@ -123,8 +126,10 @@ def _conditioned(examples: Examples, options: Options) -> tuple[Examples, dict[s
         return Examples(
             examples.space, examples.x, group=examples.group, part=examples.part, notes=examples.notes, truth=examples.truth
         ), {}
-    if examples.labels is None or examples.label_space is None:
-        hint = "Captions cannot be read yet." if options.given == "caption" else "Leave `given` out to fit p(x)."
+    asked = {options.given} if isinstance(options.given, str) else set(options.given) if isinstance(options.given, list | tuple) else set()
+    held = [] if examples.label_space is None else [s.name for s in examples.label_space.supports]
+    if examples.labels is None or examples.label_space is None or not asked <= {"label", *held}:
+        hint = "Captions cannot be read yet." if options.given == "caption" else f"It has: {', '.join(held)}." if held else _UNCONDITIONAL
         raise DataError(f"This source has nothing to condition on called '{options.given}'.", hint)
     if examples.known is None or bool(examples.known.all()):
         return examples, {}
