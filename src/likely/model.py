@@ -72,14 +72,14 @@ class Model(nn.Module, ABC):
         summary: one line for `likely models`.
         layouts: the layouts of data that the family models.
         turns: names of the submodules that train in turn at each step; ("",) is the whole model.
-        recipe: how it trains; sizes: options of "tiny", "small" and "base".
+        recipe: how it trains (an instance may override it, by its space); sizes: options of "tiny", "small" and "base".
         rank_buffers: names of buffers that differ by rank (replay buffers, persistent chains).
     """
 
     summary: ClassVar[str]
     layouts: ClassVar[frozenset[str]] = frozenset({"grid", "columns"})
     turns: ClassVar[tuple[str, ...]] = ("",)
-    recipe: ClassVar[Recipe] = Recipe()
+    recipe: Recipe = Recipe()
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "small": {}, "base": {}}
     rank_buffers: ClassVar[tuple[str, ...]] = ()
 

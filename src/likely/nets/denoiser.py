@@ -41,17 +41,17 @@ class MLPDenoiser(nn.Module):
     """(u [B, D], t [B]) -> [B, out * D] by a residual MLP; zero at first."""
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"width": 64, "depth": 2},
-        "small": {"width": 256, "depth": 4},
-        "base": {"width": 1024, "depth": 8},
+        "tiny": {"width": 64, "depth": 2, "dropout": 0.0},
+        "small": {"width": 256, "depth": 4, "dropout": 0.1},
+        "base": {"width": 1024, "depth": 8, "dropout": 0.1},
     }
 
-    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", out: int, inputs: int = 1, **options: Any) -> None:
+    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", out: int, **options: Any) -> None:
         super().__init__()
-        chosen = {"dropout": 0.0, **self.sizes[size], **options}
+        chosen = {**self.sizes[size], **options}
         width = chosen["width"]
         self.time = TimeEmbedding(width, given)
-        self.body = ResMLP(inputs * space.dims, out * space.dims, embedding=width, zero=True, **chosen)
+        self.body = ResMLP(space.dims, out * space.dims, embedding=width, zero=True, **chosen)
 
     def forward(self, u: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         return self.body(u, self.time(t, given))

@@ -97,10 +97,9 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """(u [B, inputs * C, H, W], t [B]) -> [B, out * C, H, W]; zero at first.
+    """(u [B, C, H, W], t [B]) -> [B, out * C, H, W]; zero at first.
 
     Options:
-        inputs: channels of u per channel of the space.
         width: channels at full resolution, doubled at each halving.
         depth: residual blocks per resolution, on the way down and again on the way up.
         levels: resolutions; sides below 8 are not halved.
@@ -114,13 +113,13 @@ class UNet(nn.Module):
         "base": {"width": 128, "levels": 3, "depth": 2, "heads": 4, "dropout": 0.1},
     }
 
-    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", out: int, inputs: int = 1, **options: Any) -> None:
+    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", out: int, **options: Any) -> None:
         super().__init__()
         channels, height, across = space.shape
         how = {**self.sizes[size], **options}
         width = how.pop("width")
         self.time = TimeEmbedding(4 * width, given)
-        self.first = nn.Conv2d(inputs * channels, width, 3, padding=1)
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.place = nn.Embedding(height * across, width)
         self.body = Stage(width, (height, across), 4 * width, **how)
         self.norm, self.last = _norm(width), _zero_conv(width, out * channels, 3)

@@ -135,6 +135,7 @@ class Lift(nn.Module):
     Attributes:
         width: parameters per entry that a posterior takes.
         log_snr: at which the data are resolved, where a schedule starts.
+        detail: nats that the relaxed entries of an example cost at `log_snr`, if noise is all that is unknown then.
         dequantizes: whether some entries are dequantized.
     """
 
@@ -151,6 +152,8 @@ class Lift(nn.Module):
         self.space = Space(data.layout, (channels, *data.shape[1:]), (Support("real"),) * channels)
         resolved = 2 * math.log(_SIGMAS_PER_GAP / self.levels.gap) if self.levels else -math.inf
         self.log_snr = max(resolved, _REAL_LOG_SNR if self.rest else 0.0)
+        sigma = 1 / math.sqrt(1 + math.exp(self.log_snr))
+        self.detail = (self.space.dims - len(self.finite) * math.prod(data.shape[1:])) * (0.5 * (_LOG_2PI + 1) + math.log(sigma))
         self.dequantizes = self.rest is not None and (self.rest.discrete or bool(self.rest.flags))
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
