@@ -95,7 +95,6 @@ class GaussianMixture(Model, Likelihood, ClosedForm):
         "small": {"components": 128, "rows": 8192},
         "base": {"components": 512, "rows": 65536},
     }
-    bound_draws = 64
 
     def __init__(
         self, space: Space, *, given: Space | None = None, size: str = "small", covariance: str = "auto", components: int | None = None
@@ -107,6 +106,11 @@ class GaussianMixture(Model, Likelihood, ClosedForm):
         self.kinds = _KINDS if covariance == "auto" else (covariance,)
         self.labels = label_count(given)
         self.products, self.dense = ProductMixture(space, self.labels), Dense(self.labels, space.relaxed.dims)
+
+    @property
+    def bound_draws(self) -> int:  # type: ignore[override]
+        """One where the mass is exact."""
+        return 64 if len(self.dense.mean) and self.space.discrete else 1
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """-log p(x | given), nats [batch]; of one dequantization where the covariance is not diagonal."""

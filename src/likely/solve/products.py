@@ -47,6 +47,7 @@ class ProductMixture(nn.Module):
         super().__init__()
         self.space = space
         self.flat = flat = flattened(space)
+        self.discrete = flat.discrete
         self.states = [flat.supports[i].levels + flat.supports[i].missing for i in flat.nominals]
         self.cells = [Space.columns(flat.supports[i]) for i in flat.numbers]
         self._set("log_weight", torch.zeros(labels, 1))
@@ -96,7 +97,7 @@ class ProductMixture(nn.Module):
 
     def _lost(self, x: Tensor) -> Tensor:
         """Missing numbers: -1 in a table of integers, NaN beside reals."""
-        return x == MISSING if self.flat.discrete else torch.isnan(x)
+        return x == MISSING if self.discrete else torch.isnan(x)
 
     def sample(self, label: Tensor) -> Tensor:
         """One example for each label, [B, *shape] in data units."""
