@@ -21,9 +21,9 @@ LAYERS = [
     ["store", "sources"],
     ["training", "train"],
     ["evaluation"],
-    ["checks", "worker", "launch", "board", "report"],
+    ["enumeration", "checks", "worker", "launch", "board", "report"],
     ["verbs"],
-    ["printing", "cli", "__main__"],
+    ["arguments", "printing", "cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from likely import store
 from likely.coding import Stack
-from likely.dataset import Data, Split, Truth
+from likely.dataset import Data
+from likely.enumeration import Claim, Room, claimed, enumerable_data, index_of, shared_error, tiny_data
 from likely.errors import DataError, LikelyError, UsageError
 from likely.families import family_class
 from likely.logprob import LogProb
 from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model
 from likely.noise import seeded
-from likely.space import Space, Support
 
 __all__ = ["LAWS", "Finding", "LawBroken", "Room", "check_model", "enumerable_data", "tiny_data"]
 
@@ -48,16 +48,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.data}: {self.law}: {self.measured}"
-
-
-@dataclass(frozen=True)
-class Room:
-    """How much a law may spend: steps of training, draws of a bound, samples."""
-
-    steps: int = 120
-    draws: int = 60
-    samples: int = 2000
-    seed: int = 0
 
 
 def check_model(name: str, data: Data | None = None, *, room: Room | None = None, **options: object) -> list[Finding]:
@@ -87,54 +77,6 @@ def _require(holds: bool, law: str, told: str) -> str:
     if not holds:
         raise LawBroken(f"{law}: {told}.")
     return told
-
-
-# --- tiny data: every layout, with its true distribution ---------------------------------------------
-
-
-def tiny_data() -> dict[str, Data]:
-    """Enumerable data sets with a known pmf, and 2-D points with a known density, by name."""
-    mixed = Space.columns(
-        Support("nominal", 3, "colour", categories=("r", "g", "b")),
-        Support("ordinal", 3, "size", missing=True),
-        Support("nominal", 2, "flag"),
-    )
-    spaces = {
-        "grid": Space.grid(1, 2, 2, 3),
-        "grid-channels": Space.grid(2, 1, 2, 3),
-        "columns": mixed,
-        "sequence": Space.sequence(4, 3),
-        "sequence-variable": Space.sequence(3, 2, variable=True),
-    }
-    sets = {name: enumerable_data(name, space) for name, space in spaces.items()}
-    sets["grid-given"] = enumerable_data("grid-given", Space.grid(1, 1, 3, 3), classes=2)
-    sets["points"] = _toy("8gaussians")
-    return sets
-
-
-def enumerable_data(name: str, space: Space, *, classes: int = 1, n: int = 2700, seed: int = 0) -> Data:
-    """Draws from a random pmf over all states of `space`, one pmf per class where there are several."""
-    generator = torch.Generator().manual_seed(seed)
-    states = space.enumerate()
-    log_p = (1.5 * torch.randn(classes, len(states), generator=generator, dtype=torch.float64)).log_softmax(1)
-    label = torch.randint(classes, (n,), generator=generator)
-    x = states[torch.multinomial(log_p.exp()[label], 1, generator=generator).squeeze(1)]
-    given = label[:, None] if classes > 1 else None
-    parts = [Split(x[a:b], None if given is None else given[a:b]) for a, b in ((0, 2000), (2000, 2200), (2200, n))]
-    truth = Truth(lambda y: log_p[0][_index(y, states)], -(log_p[0].exp() * log_p[0]).sum().item()) if classes == 1 else None
-    label_space = Space.label(classes) if classes > 1 else None
-    return Data(space, *parts, given=label_space, name=name, truth=truth).standardised()
-
-
-def _index(x: Tensor, states: Tensor) -> Tensor:
-    """Row numbers of examples among the states."""
-    return (x[:, None] == states[None]).flatten(2).all(-1).long().argmax(1)
-
-
-def _toy(name: str) -> Data:
-    from likely.sources import load
-
-    return load(name, count=3000)
 
 
 # --- laws --------------------------------------------------------------------------------------------
@@ -241,31 +183,6 @@ def mass_is_one(model: Model, data: Data, room: Room) -> str | None:
     return told
 
 
-@dataclass(frozen=True)
-class Claim:
-    """p of every state of a space, the standard error of each log p, and of the sum."""
-
-    states: Tensor
-    p: Tensor
-    kind: str
-    stderr: Tensor
-    mass_error: float
-
-
-def claimed(model: Likelihood, space: Space, given: Tensor | None, room: Room) -> Claim:
-    """A bound's logs are averaged over draws, which exp then cannot push above the truth."""
-    states = space.enumerate()
-    given = None if given is None else given.expand(len(states), *given.shape[1:])
-    first = model.log_prob(states, given)
-    draws = 1 if first.kind == "exact" else room.draws
-    with torch.no_grad():
-        nats = torch.stack([model.log_prob(states, given, seed=s).nats for s in range(draws)])
-    stderr = nats.std(0) / math.sqrt(draws) if draws > 1 else torch.zeros(len(states), dtype=torch.float64)
-    p = nats.mean(0).exp()
-    own = (p * p * stderr.square()).sum().sqrt().item() + (p * stderr.square() / 2).sum().item()
-    return Claim(states, p, first.kind, stderr, own + _shared_error(first) * p.sum().item())
-
-
 def _mass_by_quadrature(model: Likelihood, room: Room) -> str | None:
     """The trapezoidal rule over a square, on standardised 2-D data; the logs of a bound are averaged over draws first."""
     if model.space.dims != 2:
@@ -279,15 +196,10 @@ def _mass_by_quadrature(model: Likelihood, room: Room) -> str | None:
     # where a bound is noisy, exp of its mean says nothing; the mass of the other points is at most 1 all the same
     clear = nats.std(0) / math.sqrt(draws) < 0.3 if draws > 1 else torch.ones(len(points), dtype=torch.bool)
     mass = (nats.mean(0)[clear].exp().sum() * (line[1] - line[0]).double() ** 2).item()
-    error = 0.02 + _shared_error(first) * mass
+    error = 0.02 + shared_error(first) * mass
     told = f"density integrates to {mass:.4f} ({first.kind})"
     _require(mass <= 1 + 3 * error, "mass is one", told)
     return _require(first.kind == "lower bound" or mass >= 1 - 3 * error, "mass is one", told)
-
-
-def _shared_error(claim: LogProb) -> float:
-    """Standard error of an estimate's log Z, which all examples share."""
-    return claim.stderr.mean().item() if claim.kind == "estimate" and claim.stderr is not None else 0.0
 
 
 def samples_follow(model: Model, data: Data, room: Room) -> str | None:
@@ -301,7 +213,7 @@ def samples_follow(model: Model, data: Data, room: Room) -> str | None:
             return None
         sampler: Any = model.sample
         with seeded(3):
-            drawn = _index(sampler(room.samples, given, **model.bound_sampler), claim.states)
+            drawn = index_of(sampler(room.samples, given, **model.bound_sampler), claim.states)
         count = torch.bincount(drawn, minlength=len(claim.states)).double()
         told = _chi_square(count, claim.p) if claim.kind == "exact" else _not_rarer(count, claim)
     return told
@@ -336,7 +248,7 @@ def truth_is_the_limit(model: Model, data: Data, room: Room) -> str | None:
         return None
     result = _log_prob(model, data.test.x, data.test.given, draws=model.bound_draws)
     gap = data.truth.log_prob(data.test.x).double() - result.nats
-    mean, error = gap.mean().item(), gap.std().item() / math.sqrt(len(gap)) + _shared_error(result)
+    mean, error = gap.mean().item(), gap.std().item() / math.sqrt(len(gap)) + shared_error(result)
     told = f"KL(truth, model) about {mean:.3f} +- {error:.3f} nats"
     return _require(mean >= -3 * error - 1e-3, "truth is the limit", told)
 

@@ -8,6 +8,24 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from likely import __version__
+from likely.arguments import (
+    Augment,
+    DataArg,
+    DeviceOption,
+    FolderArg,
+    GivenOption,
+    Levels,
+    Missing,
+    OutOption,
+    Precision,
+    Resize,
+    SeedOption,
+    SizeOption,
+    SplitSeed,
+    Tile,
+    ValuesOption,
+    Window,
+)
 from likely.errors import LikelyError, UsageError
 
 __all__ = ["app", "main"]
@@ -23,41 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-# --- arguments and options that verbs share, spelt alike everywhere ---------------------------------
-
-DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Built-in name, folder or file.", show_default=False)]
-FolderArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder of a stored model.", show_default=False)]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Where results go.", show_default=False)]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
-SizeOption = Annotated[str, typer.Option("--size", help="tiny, small or base: one dial of size.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-GivenOption = Annotated[str | None, typer.Option("--given", help="What to condition on: label, or columns of a table.", show_default=False)]
-ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to condition on: label=3.", show_default=False)]
-
-READING = "How DATA is read"
-Levels = Annotated[
-    int | None, typer.Option("--levels", help="Values 0..levels-1 of integers.", rich_help_panel=READING, show_default=False)
-]
-Window = Annotated[int, typer.Option("--window", help="Bytes per training example of a text.", rich_help_panel=READING)]
-Tile = Annotated[
-    int | None,
-    typer.Option("--tile", help="Cut images of mixed sizes into tiles of this side.", rich_help_panel=READING, show_default=False),
-]
-Resize = Annotated[int | None, typer.Option("--resize", help="Resize images to this side.", rich_help_panel=READING, show_default=False)]
-Precision = Annotated[
-    int | None,
-    typer.Option("--precision", help="Decimals that a table's numbers are rounded to.", rich_help_panel=READING, show_default=False),
-]
-Missing = Annotated[
-    list[str] | None,
-    typer.Option("--missing", help="A further spelling of a missing cell (repeatable).", rich_help_panel=READING, show_default=False),
-]
-Augment = Annotated[
-    list[str] | None,
-    typer.Option("--augment", help="flip or shift, on training images only (repeatable).", rich_help_panel=READING, show_default=False),
-]
-SplitSeed = Annotated[int, typer.Option("--split-seed", help="Of the split into training, validation and test.", rich_help_panel=READING)]
 
 OWN_OPTIONS: Any = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -337,12 +320,12 @@ def main() -> None:
         code = app(standalone_mode=False)
     except LikelyError as error:
         _fail(error.message, error.hint, error.exit_code, debug)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("Interrupted.", "", 130, debug)
     except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own: a word that it does not know, a value that is no number
+        if tell := getattr(error, "format_message", None):  # typer's own: a word that it does not know, a value that is no number
             verb = getattr(getattr(error, "ctx", None), "command_path", "likely")
-            _fail(" ".join(error.format_message().split()), f"See: {verb} --help", 2, debug)
+            _fail(" ".join(tell().split()), f"See: {verb} --help", 2, debug)
         _fail(f"{type(error).__name__}: {error}", "This is not an expected error: run again with --debug to see where it arises.", 1, debug)
     else:
         raise SystemExit(code)
