@@ -108,3 +108,11 @@ def test_unknown_names_get_the_nearest():
         families.build("difusion", Space.reals(2))
     with pytest.raises(UsageError, match="has no option"):
         families.build("histogram", Space.reals(2), depht=3)
+
+
+def test_a_folder_that_another_rank_is_just_trying_can_be_claimed(tmp_path):
+    (tmp_path / ".likely-probe").touch()
+    assert store.claim_folder(tmp_path) == tmp_path
+    (tmp_path / "theirs.txt").touch()
+    with pytest.raises(UsageError, match="not a folder of likely"):
+        store.claim_folder(tmp_path)

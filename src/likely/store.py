@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["claim_folder", "open_model", "read_config", "save", "write_atomically"]
 
 FORMAT = 1
+_PROBE = ".likely-"  # begins the name of a file that tries whether a folder can be written, perhaps another rank's
 FILES = ("config.json", "model.safetensors", "card.md")
 
 
@@ -116,13 +117,13 @@ def claim_folder(folder: str | Path) -> Path:
         raise UsageError(f"{folder} is a file.", "Name a folder for --out.")
     if (
         folder.is_dir()
-        and any(folder.iterdir())
+        and any(not path.name.startswith(_PROBE) for path in folder.iterdir())
         and not any((folder / name).exists() for name in ("config.json", "run.json", "plan.json", "rows.json"))
     ):
         raise UsageError(f"{folder} exists and is not a folder of likely.", "Name another --out, or empty it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_PROBE):
             pass
     except OSError as error:
         raise UsageError(f"Cannot write to {folder}: {error.strerror}.", "Name another --out.") from error

@@ -75,7 +75,6 @@ class Flow(Model, Likelihood, Latent, Starts):
     """
 
     summary = "normalizing flow: exact density by an invertible map; a bound on discrete data"
-    bound_draws = 64
     recipe = Recipe(lr=2e-3, weight_decay=0.01, clip=40.0, ema=0.995, batch=64, bf16=False)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"layers": 2, "bins": 4, "width": 32, "depth": 1, "dropout": 0.0},
@@ -97,6 +96,8 @@ class Flow(Model, Likelihood, Latent, Starts):
         dropout: float | None = None,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        # dequantizations that evaluation affords: 64 of up to 128 entries, 10 of MNIST's 784, 4 of larger images
+        self.bound_draws = max(4, min(64, 2**13 // space.dims)) if space.discrete else 1  # type: ignore[misc]
         shape = space.relaxed.shape
         if dropout is None and math.prod(shape) <= _FEW_ENTRIES:
             dropout = 0.0
