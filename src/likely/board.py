@@ -160,6 +160,9 @@ class _Comparison:
                 self._prepare(Path(temporary), facts["floors"])
                 self._phase(closed, {})
                 self._phase(gradient, self._share(closed, gradient))
+        except KeyboardInterrupt:
+            self.screen.say("Interrupted: the same command goes on from here.")
+            raise
         finally:
             self._write()
         return self.rows
