@@ -30,7 +30,8 @@ def loop_overhead():
     lines = [
         "## The loop",
         "CPU seconds per step of `likely.fit` over a bare torch loop (index, forward, backward, fused AdamW) with the same tiny model "
-        "and batch on digits; median of three alternating pairs of at least 400 steps. Ours includes clipping, averaging, NaN checks, validation and reports. "
+        "and batch on digits; median of three alternating pairs "
+        "of at least 400 steps. Ours includes clipping, averaging, NaN checks, validation and reports. "
         "`make bench-setup && python benchmarks/loop_overhead.py`",
         table(["model", "bare ms/step", "ratio", "pairs"], rows),
         f"_{machine_line(next(iter(newest.values())))}; {next(iter(newest.values()))['threads']} thread._",
