@@ -18,8 +18,8 @@ __all__ = ["Claim", "Room", "claimed", "enumerable_data", "index_of", "shared_er
 class Room:
     """How much a law may spend: steps of training, draws of a bound, samples."""
 
-    steps: int = 120
-    draws: int = 60
+    steps: int = 100
+    draws: int = 40
     samples: int = 2000
     seed: int = 0
 
