@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from likely import families
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.evaluation.stretch import BLOCK, stretch_bits
@@ -296,3 +297,12 @@ def test_sizes_of_large_images():
     x = torch.randint(256, (2, 3, 32, 32))
     bits = made(x) / math.log(2) / made.space.dims
     assert bool((bits < 12).all())
+
+
+def test_a_nets_own_options_are_handed_on_and_others_refused():
+    space = Space.grid(1, 4, 4, 3)
+    assert families.build("autoregressive", space, size="tiny", gates=4).net.stacks[0].link.in_channels == 4
+    with pytest.raises(UsageError, match="'made' has no option 'gates'"):
+        families.build("autoregressive", Space.columns(*space.supports * 3), size="tiny", net="made", gates=4)
+    with pytest.raises(UsageError, match="no option 'gate'"):
+        families.build("autoregressive", space, gate=4)

@@ -317,7 +317,7 @@ def main() -> None:
     if not debug:
         warnings.showwarning = _print_warning
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="likely", standalone_mode=False)
     except LikelyError as error:
         _fail(error.message, error.hint, error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):

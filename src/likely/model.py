@@ -74,6 +74,7 @@ class Model(nn.Module, ABC):
         turns: names of the submodules that train in turn at each step; ("",) is the whole model.
         recipe: how it trains (an instance may override it, by its space); sizes: options of "tiny", "small" and "base".
         rank_buffers: names of buffers that differ by rank (replay buffers, persistent chains).
+        net_role: role of the net that takes whatever options the constructor does not know; "" for none.
     """
 
     summary: ClassVar[str]
@@ -82,6 +83,7 @@ class Model(nn.Module, ABC):
     recipe: Recipe = Recipe()
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "small": {}, "base": {}}
     rank_buffers: ClassVar[tuple[str, ...]] = ()
+    net_role: ClassVar[str] = ""
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
 from likely.errors import UsageError, nearest
+from likely.nets import net_options
 
 if TYPE_CHECKING:
     from likely.model import Model
@@ -70,9 +71,10 @@ def family_class(name: str) -> "type[Model]":
 
 
 def option_names(cls: "type[Model]") -> dict[str, inspect.Parameter]:
-    """The constructor's keyword-only options: the family's config."""
+    """The constructor's keyword-only options, the family's config, and those that it hands on to its net."""
     parameters = inspect.signature(cls).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size")}
+    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size")}
+    return own | (net_options(cls.net_role) if cls.net_role else {})
 
 
 def _check_option(name: str, option: str, value: Any, annotation: Any) -> None:

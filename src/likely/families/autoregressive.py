@@ -85,13 +85,14 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
 
     Args:
         net: another causal net than the layout's default.
-        width, depth, dropout: of the net, instead of the size's.
         components: of mixtures of logistics or normals, for numbers.
         categorical_up_to: ordinals of at most so many levels have a free probability per level.
+        options: of the net, such as width, depth and dropout, instead of the size's.
     """
 
     summary = "each entry given those before it, by a causal net"
     layouts = frozenset({"grid", "columns", "sequence"})
+    net_role = "causal"
 
     def __init__(
         self,
@@ -100,17 +101,14 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         given: Space | None = None,
         size: str = "small",
         net: str | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        dropout: float | None = None,
         components: int = 10,
         categorical_up_to: int = 64,
+        **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
         self.recipe = _RECIPES[space.layout]  # type: ignore[misc]
         self.symbols = _with_end(space)
         self.heads = Heads(self.symbols, components=components, categorical_up_to=categorical_up_to)
-        options = {"width": width, "depth": depth, "dropout": dropout}
         causal: Any = build_net(self.symbols, "causal", size, word=net, given=given, out=self.heads.width, **options)
         self.net: CausalNet = Ending(causal, self.symbols.supports[0].levels - 1) if space.variable else causal
 

@@ -14,6 +14,7 @@ Nets know nothing of probability; families know no convolution. What each role c
 Every net accepts `given` through `nets.conditioning`.
 """
 
+import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from likely.space import Space
 
-__all__ = ["NETS", "net"]
+__all__ = ["NETS", "net", "net_options"]
 
 # (role, layout) -> {word: "module:Class"}; the first word is the default, chosen by measurement.
 NETS: dict[tuple[str, str], dict[str, str]] = {
@@ -81,7 +82,7 @@ def net(
         out: parameters per output.
         options: of the net's constructor, such as width and depth.
 
-    Raises: UsageError for an unknown word, or a layout that no net of the role serves.
+    Raises: UsageError for an unknown word or option, or a layout that no net of the role serves.
     """
     words = NETS.get((role, space.layout))
     if words is None:
@@ -89,5 +90,31 @@ def net(
     word = word or next(iter(words))
     if word not in words:
         raise UsageError(f"Unknown {role} net '{word}' for {space.layout} data.", nearest(word, words))
-    module, _, attribute = words[word].partition(":")
-    return getattr(import_module(module), attribute)(space, given=given, size=size, out=out, **options)
+    build = _build(words[word])
+    known = _options(build)
+    for option in options:
+        if option not in known and not _passes_on(build):
+            raise UsageError(f"The {role} net '{word}' has no option '{option}'.", nearest(option, known) if known else "It has none.")
+    return build(space, given=given, size=size, out=out, **options)
+
+
+def net_options(role: str) -> dict[str, inspect.Parameter]:
+    """Options of the nets of a role, by name; each net takes some of them."""
+    paths = {path for (r, _), words in NETS.items() if r == role for path in words.values()}
+    return {name: option for path in sorted(paths) for name, option in _options(_build(path)).items()}
+
+
+def _build(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _options(build: Any) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a net's own."""
+    parameters = inspect.signature(build).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size", "out")}
+
+
+def _passes_on(build: Any) -> bool:
+    """Whether it is a choice among nets, which hands its options on."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values())
