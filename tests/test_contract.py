@@ -2,12 +2,19 @@
 
 import pytest
 
+import likely
 from likely import families
 from likely.checks import Room, check_model, tiny_data
 
 DATA = tiny_data()
 CASES = [(name, data) for name in families.FAMILIES for data in DATA if DATA[data].space.layout in families.family_class(name).layouts]
 FEW, MANY = Room(), Room(steps=1000, draws=2000, samples=20_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _first_step() -> None:
+    """What only the first step of a process pays for is no case's own: torch imports its compiler there."""
+    likely.fit(DATA["grid"], "autoregressive", size="tiny", steps=1, progress=False)
 
 
 @pytest.mark.parametrize(("name", "data"), CASES, ids=lambda v: v)

@@ -81,17 +81,31 @@ class Claim:
 
 
 def claimed(model: Likelihood, space: Space, given: Tensor | None, room: Room) -> Claim:
-    """A bound's logs are averaged over draws, which exp then cannot push above the truth."""
+    """p of every state, over draws of the noise.
+
+    A bound's logs are averaged, which exp then cannot push above the truth; of an estimate p itself is.
+    """
     states = space.enumerate()
     given = None if given is None else given.expand(len(states), *given.shape[1:])
-    first = model.log_prob(states, given)
-    draws = 1 if first.kind == "exact" else room.draws
     with torch.no_grad():
-        nats = torch.stack([model.log_prob(states, given, seed=s).nats for s in range(draws)])
-    stderr = nats.std(0) / math.sqrt(draws) if draws > 1 else torch.zeros(len(states), dtype=torch.float64)
-    p = nats.mean(0).exp()
-    own = (p * p * stderr.square()).sum().sqrt().item() + (p * stderr.square() / 2).sum().item()
+        first = model.log_prob(states, given)
+        draws = 1 if first.kind == "exact" else room.draws
+        nats = torch.stack([first.nats, *(model.log_prob(states, given, seed=s).nats for s in range(1, draws))])
+    p, stderr = (_mean_exp if first.kind == "estimate" else _exp_mean)(nats)
+    own = (p * p * stderr.square()).sum().sqrt().item()
+    own += (p * stderr.square() / 2).sum().item() if first.kind == "lower bound" else 0.0  # E exp(mean) is above exp(E mean)
     return Claim(states, p, first.kind, stderr, own + shared_error(first) * p.sum().item())
+
+
+def _exp_mean(nats: Tensor) -> tuple[Tensor, Tensor]:
+    """exp of the mean over draws, and the standard error of that mean."""
+    return nats.mean(0).exp(), nats.std(0, correction=int(len(nats) > 1)) / math.sqrt(len(nats))
+
+
+def _mean_exp(nats: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of exp over draws, and the standard error of its log."""
+    p = nats.exp()
+    return p.mean(0), p.std(0) / p.mean(0) / math.sqrt(len(nats))
 
 
 def shared_error(claim: LogProb) -> float:

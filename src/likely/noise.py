@@ -14,11 +14,16 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-__all__ = ["Noise", "log_mean_exp", "row_hash", "seeded"]
+__all__ = ["Noise", "log_mean_exp", "reseed", "row_hash", "seeded"]
 
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as int64
 _MIX_1 = -4658895280553007687  # multipliers of SplitMix64
 _MIX_2 = -7723592293110705685
+
+
+def reseed(seed: int) -> None:
+    """Seed torch's global generators; where only the CPU's is there, without the cost of preparing others."""
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         return
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        reseed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         try:

@@ -11,7 +11,8 @@ r"""How discrete data are lifted to the reals and put back: dequantization, its 
               nats = -log K - sum log N(u_k)               (argmax surjection, a bound)
               K = 2 or K > 16: one half-normal per binary digit of x, its sign the digit,
               nats = -sum log 2 N(u_b)
-    missing   of a number: a half-normal flag as above and u ~ N(0, 1), nats = -log N(u);
+    missing   of a number: a half-normal flag as above and a filler, u ~ N(0, 1) where numbers are unbounded
+              and uniform over the range of an ordinal (so that no mass lies outside it), nats = -log density;
               of a nominal: one more category
 
 Everything here is reached through the methods of `Space`.
@@ -107,10 +108,19 @@ def _relax_numbers(space: "Space", x: Tensor, noise: Noise) -> tuple[Tensor, Ten
         return value, _flat_sum(nats)
     may_miss = per_number([s.missing for s in _numeric(space)], x).bool()
     lost = may_miss & (x == MISSING if space.discrete else x.isnan())
-    filler = noise.normal(*x.shape[1:])
-    value, nats = torch.where(lost, filler, value), torch.where(lost, _normal_nats(filler), nats)
+    filler, filler_nats = _filler(space, x, noise)
+    value, nats = torch.where(lost, filler, value), torch.where(lost, filler_nats, nats)
     flag, flag_nats = _relax_sign(lost[:, [s.missing for s in _numeric(space)]], noise)
     return torch.cat([value, flag], 1), _flat_sum(nats) + flag_nats
+
+
+def _filler(space: "Space", x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """What stands for a missing number, and minus its log-density."""
+    w, (center, scale) = noise.uniform(*x.shape[1:]), affine(space, x)
+    levels = per_number([s.levels for s in _numeric(space)], x)
+    u = torch.special.ndtri(w)
+    value = torch.where(levels > 0, (levels * w - center) / scale, u)
+    return value, torch.where(levels > 0, (levels.clamp_min(1) / scale).log(), _normal_nats(u))
 
 
 def _relax_sign(positive: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,7 @@ def _ends(space: Space, channel: int, bins: int) -> tuple[float, float, float]:
     s = space.supports[numbers[channel]] if channel < len(numbers) else None
     if s is None:
         return 2.0, 0.0, 0.0  # the sign of a half-normal is what matters
-    if s.kind != "ordinal" or s.missing:
+    if s.kind != "ordinal":
         return float(bins), 0.0, 0.0
     return float(min(s.levels, 256)), -s.center / s.scale, s.levels / s.scale
 

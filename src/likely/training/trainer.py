@@ -19,7 +19,7 @@ from torch import Tensor
 from likely.dataset import Data, Split
 from likely.errors import TrainingError
 from likely.model import Model, Recipe, Starts
-from likely.noise import seeded
+from likely.noise import reseed, seeded
 from likely.training.budget import Budget
 from likely.training.checkpoint import Checkpoints
 from likely.training.order import batch_rows, step_seed
@@ -185,7 +185,7 @@ class Trainer:
     def _gradients(self, x: Tensor, given: Tensor | None, turn: str) -> float:
         """Gradients of the mean loss of one turn, in micro-batches; out of memory halves those and tries again."""
         while True:
-            torch.manual_seed(step_seed(self.settings.seed, self.state.step + 1, self.rank))
+            reseed(step_seed(self.settings.seed, self.state.step + 1, self.rank))
             self.weights.optimisers[turn].zero_grad()
             try:
                 return self._accumulate(x, given, turn)
