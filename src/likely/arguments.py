@@ -1,29 +1,14 @@
 """Arguments and options that verbs of the command line share, spelt alike everywhere."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "READING",
-    "Augment",
-    "DataArg",
-    "DeviceOption",
-    "FolderArg",
-    "GivenOption",
-    "Levels",
-    "Missing",
-    "OutOption",
-    "Precision",
-    "Resize",
-    "SeedOption",
-    "SizeOption",
-    "SplitSeed",
-    "Tile",
-    "ValuesOption",
-    "Window",
-]
+__all__ = ["DataArg", "DeviceOption", "FolderArg", "GivenOption", "OutOption", "SeedOption", "SizeOption", "ValuesOption", "reads"]
 
 DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Built-in name, folder or file.", show_default=False)]
 FolderArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder of a stored model.", show_default=False)]
@@ -34,26 +19,48 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or 
 GivenOption = Annotated[str | None, typer.Option("--given", help="What to condition on: label, or columns of a table.", show_default=False)]
 ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to condition on: label=3.", show_default=False)]
 
-READING = "How DATA is read"
-Levels = Annotated[
-    int | None, typer.Option("--levels", help="Values 0..levels-1 of integers.", rich_help_panel=READING, show_default=False)
-]
-Window = Annotated[int, typer.Option("--window", help="Bytes per training example of a text.", rich_help_panel=READING)]
-Tile = Annotated[
-    int | None,
-    typer.Option("--tile", help="Cut images of mixed sizes into tiles of this side.", rich_help_panel=READING, show_default=False),
-]
-Resize = Annotated[int | None, typer.Option("--resize", help="Resize images to this side.", rich_help_panel=READING, show_default=False)]
-Precision = Annotated[
-    int | None,
-    typer.Option("--precision", help="Decimals that a table's numbers are rounded to.", rich_help_panel=READING, show_default=False),
-]
-Missing = Annotated[
-    list[str] | None,
-    typer.Option("--missing", help="A further spelling of a missing cell (repeatable).", rich_help_panel=READING, show_default=False),
-]
-Augment = Annotated[
-    list[str] | None,
-    typer.Option("--augment", help="flip or shift, on training images only (repeatable).", rich_help_panel=READING, show_default=False),
-]
-SplitSeed = Annotated[int, typer.Option("--split-seed", help="Of the split into training, validation and test.", rich_help_panel=READING)]
+_READING = "How DATA is read"
+
+
+def _option(kind: Any, name: str, told: str) -> Any:
+    return Annotated[kind, typer.Option(f"--{name}", help=told, rich_help_panel=_READING, show_default=False)]
+
+
+# Options of `likely.load`, by its argument. None, the default of each, leaves it to `load`.
+_OF_READING: dict[str, Any] = {
+    "levels": _option(int | None, "levels", "Values 0..levels-1 of integers; of images, what 256 are reduced to."),
+    "layout": _option(str | None, "layout", "grid, nhwc, sequence or columns, where an array's shape does not say enough."),
+    "window": _option(int | None, "window", "Bytes per training example of a text; 128 by default."),
+    "tile": _option(int | None, "tile", "Cut images of mixed sizes into tiles of this side."),
+    "resize": _option(int | None, "resize", "Resize images to this side."),
+    "precision": _option(int | None, "precision", "Decimals that a table's numbers are rounded to."),
+    "missing": _option(list[str] | None, "missing", "A further spelling of a missing cell (repeatable)."),
+    "nominal": _option(list[str] | None, "nominal", "A column whose numbers are names (repeatable)."),
+    "header": _option(bool | None, "header/--no-header", "Whether a table's first row names its columns; found out by default."),
+    "missing_labels": _option(str | None, "missing-labels", "error, or drop to leave out examples without a label."),
+    "augment": _option(list[str] | None, "augment", "flip or shift, on training images only (repeatable)."),
+    "split_seed": _option(int | None, "split-seed", "Of the split into training, validation and test; 0 by default."),
+}
+
+
+def reads(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb options of reading, all or those named; it gets those that were used as a dict, `read`."""
+    chosen = {name: kind for name, kind in _OF_READING.items() if not names or name in names}
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(verb)
+        own = [p for p in signature.parameters.values() if p.name != "read"]
+        more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in chosen.items()]
+
+        @wraps(verb)
+        def wrapped(*args: Any, **options: Any) -> None:
+            read = {name: value for name in chosen if (value := options.pop(name)) is not None}
+            if "split_seed" in read:
+                read["seed"] = read.pop("split_seed")
+            verb(*args, read={name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}, **options)
+
+        wrapped.__signature__ = signature.replace(parameters=own + more)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in own + more}
+        return wrapped
+
+    return decorate

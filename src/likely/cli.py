@@ -8,24 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from likely import __version__
-from likely.arguments import (
-    Augment,
-    DataArg,
-    DeviceOption,
-    FolderArg,
-    GivenOption,
-    Levels,
-    Missing,
-    OutOption,
-    Precision,
-    Resize,
-    SeedOption,
-    SizeOption,
-    SplitSeed,
-    Tile,
-    ValuesOption,
-    Window,
-)
+from likely.arguments import DataArg, DeviceOption, FolderArg, GivenOption, OutOption, SeedOption, SizeOption, ValuesOption, reads
 from likely.errors import LikelyError, UsageError
 
 __all__ = ["app", "main"]
@@ -45,16 +28,15 @@ app = typer.Typer(
 OWN_OPTIONS: Any = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def _load(data: str, given: str | None = None, **read: Any) -> Any:
-    """`likely.load` with the reading options that were given; comma-separated names of `given` become a tuple."""
+def _load(data: str, given: str | None, read: dict[str, Any]) -> Any:
+    """`likely.load`; comma-separated names of `given` become a tuple."""
     import likely
 
-    names = tuple(given.split(",")) if given and "," in given else given
-    chosen: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items() if value is not None}
-    return likely.load(data, given=names, **chosen)
+    return likely.load(data, given=tuple(given.split(",")) if given and "," in given else given, **read)
 
 
 @app.command(epilog="Example:  likely compare digits --minutes 3   then open likely-runs/digits/report.html")
+@reads()
 def compare(
     data: DataArg,
     models: Annotated[
@@ -68,14 +50,8 @@ def compare(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     given: GivenOption = None,
-    levels: Levels = None,
-    window: Window = 128,
-    tile: Tile = None,
-    resize: Resize = None,
-    precision: Precision = None,
-    missing: Missing = None,
-    augment: Augment = None,
-    split_seed: SplitSeed = 0,
+    *,
+    read: dict[str, Any],
 ) -> None:
     """One model per family on the same data and budget: a leaderboard in bits, and an HTML report.
 
@@ -83,18 +59,7 @@ def compare(
     """
     import likely
 
-    loaded = _load(
-        data,
-        given,
-        levels=levels,
-        window=window,
-        tile=tile,
-        resize=resize,
-        precision=precision,
-        missing=missing,
-        augment=augment,
-        seed=split_seed,
-    )
+    loaded = _load(data, given, read)
     names = [name.strip() for name in models.split(",")] if models else None
     likely.compare(loaded, names, minutes=minutes, seeds=seeds, jobs=jobs, out=out, size=size, seed=seed, device=device, given=given)
 
@@ -103,6 +68,7 @@ def compare(
     context_settings=OWN_OPTIONS,
     epilog="Example:  likely fit digits flow --minutes 1 --out my-flow   Options of a family:  likely models flow",
 )
+@reads()
 def fit(
     context: typer.Context,
     data: DataArg,
@@ -121,14 +87,8 @@ def fit(
     numbers: Annotated[str, typer.Option("--float", help="auto, float32 or bf16.")] = "auto",
     track: Annotated[str | None, typer.Option("--track", help="A tracker, such as tensorboard.", show_default=False)] = None,
     given: GivenOption = None,
-    levels: Levels = None,
-    window: Window = 128,
-    tile: Tile = None,
-    resize: Resize = None,
-    precision: Precision = None,
-    missing: Missing = None,
-    augment: Augment = None,
-    split_seed: SplitSeed = 0,
+    *,
+    read: dict[str, Any],
 ) -> None:
     """Fit one model. Leaves the model and `run.json`, with its test likelihood, in --out (default: likely-runs/DATA-MODEL).
 
@@ -138,18 +98,7 @@ def fit(
     import likely
     from likely import printing, train
 
-    loaded = _load(
-        data,
-        given,
-        levels=levels,
-        window=window,
-        tile=tile,
-        resize=resize,
-        precision=precision,
-        missing=missing,
-        augment=augment,
-        seed=split_seed,
-    )
+    loaded = _load(data, given, read)
     options = _family_options(context.args, model)
     out = out or Path("likely-runs") / f"{loaded.name}-{model}"
     budget = {"minutes": minutes, "steps": steps, "epochs": epochs}
@@ -185,6 +134,7 @@ def sample(
 
 
 @app.command(epilog="Example:  likely score my-model new-images/ --out scores.csv")
+@reads("layout", "tile", "resize", "precision", "missing", "header")
 def score(
     folder: FolderArg,
     data: Annotated[
@@ -195,10 +145,8 @@ def score(
     draws: Annotated[int | None, typer.Option("--draws", help="Draws of a bound.", show_default="the family's")] = None,
     seed: SeedOption = 0,
     top: Annotated[int, typer.Option("--top", help="Outliers to print.")] = 10,
-    tile: Tile = None,
-    resize: Resize = None,
-    precision: Precision = None,
-    missing: Missing = None,
+    *,
+    read: dict[str, Any],
 ) -> None:
     """Log-likelihood of each example, the least likely (the outliers) first; all of them as CSV in --out.
 
@@ -207,9 +155,7 @@ def score(
     import likely
     from likely import printing
 
-    read = {"tile": tile, "resize": resize, "precision": precision, "missing": missing}
-    chosen: dict[str, Any] = {name: value for name, value in read.items() if value is not None}
-    rows = likely.score(folder, data, given=given, draws=draws, seed=seed, **chosen)
+    rows = likely.score(folder, data, given=given, draws=draws, seed=seed, **read)
     printing.scored(rows, top, out)
 
 
@@ -234,24 +180,13 @@ def models(name: Annotated[str | None, typer.Argument(help="A family whose optio
 
 
 @app.command(name="data", epilog="Example:  likely data digits")
-def describe(
-    data: DataArg,
-    given: GivenOption = None,
-    levels: Levels = None,
-    window: Window = 128,
-    tile: Tile = None,
-    resize: Resize = None,
-    precision: Precision = None,
-    missing: Missing = None,
-    split_seed: SplitSeed = 0,
-) -> None:
+@reads()
+def describe(data: DataArg, given: GivenOption = None, *, read: dict[str, Any]) -> None:
     """What is in DATA: counts, entropy per column, the bits of trivial models, duplicates, what was skipped."""
     import likely
     from likely import printing
 
-    loaded = _load(
-        data, given, levels=levels, window=window, tile=tile, resize=resize, precision=precision, missing=missing, seed=split_seed
-    )
+    loaded = _load(data, given, read)
     printing.described(likely.data(loaded))
 
 
