@@ -203,3 +203,24 @@ def test_a_folder_of_another_run_says_in_words_what_differs(run, tmp_path):
     assert code == 2
     assert "holds a run with" in err
     assert "{" not in err
+
+
+def test_a_built_in_set_is_scored_by_its_name(run, fitted):
+    folder, _ = fitted
+    code, out, err = run("score", folder, "bars-and-stripes", "--top", 3)
+    assert code == 0, err
+    assert "bits/dim" in out
+    code, out, err = run("score", folder, "digits")
+    assert code == 3, out
+    assert "[360, 1, 8, 8]" in err.replace("(", "[").replace(")", "]")
+
+
+def test_reading_options_reach_the_reader(run, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("".join(f"{i % 3},{i}\n" for i in range(60)))
+    code, out, err = run("data", table, "--no-header", "--nominal", "column1")
+    assert code == 0, err
+    assert "nominal" in out
+    code, out, err = run("data", table, "--no-header", "--nominal", "colour")
+    assert code in (2, 3), out
+    assert "colour" in err

@@ -11,7 +11,7 @@ from likely.dataset import Data, Split
 from likely.evaluation.features import features
 from likely.evaluation.fidelity import memorisation, nearest, precision_recall
 from likely.evaluation.gallery import gallery
-from likely.evaluation.measure import evaluate, held_out_bits, log_prob
+from likely.evaluation.measure import draw, evaluate, held_out_bits, log_prob
 from likely.evaluation.quality import floors, quality
 from likely.evaluation.row import Row, read_rows, standing, write_rows
 from likely.evaluation.two_sample import _auc_stderr, classifier_test, energy_distance, kernel_mmd, pairwise
@@ -225,6 +225,24 @@ def test_chunks_do_not_change_a_likelihood(data, monkeypatch):
     monkeypatch.setattr("likely.evaluation.measure._ENTRIES", 4 * 4 * 7)  # seven rows at a time
     assert torch.equal(log_prob(model, data.test, draws=4).nats, whole.nats)
     assert held_out_bits(model, data).n == 100
+
+
+def test_a_slow_model_is_measured_on_a_part_and_says_so(data, monkeypatch):
+    more = Data(data.space, data.train, data.valid, Split(data.test.x.repeat(3, 1, 1, 1)), name="more")
+    monkeypatch.setattr("likely.evaluation.measure._ENTRIES", 16 * 60)  # sixty rows of four entries and four draws at a time
+    result = held_out_bits(Uniform(data.space, noisy=True), more, seconds=0.0)
+    assert result.n == 120
+    assert "120 of 300 test examples" in result.how
+    with torch.no_grad():
+        drawn, _ = draw(Uniform(data.space).eval(), None, 1000, 0, 0.0)
+    assert len(drawn) == 64
+
+
+def test_drawing_gives_each_its_given_and_as_many_as_were_asked_for(data):
+    with torch.no_grad():
+        drawn, _ = draw(Uniform(data.space, given=data.given).eval(), data.test.given, 100, 0)
+    assert (len(drawn.x), len(drawn.given)) == (100, 100)
+    assert torch.equal(drawn.given, data.test.given)
 
 
 def test_floors_frame_the_measures(data):

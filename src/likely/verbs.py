@@ -124,8 +124,8 @@ def score(
     """Log-likelihood of each example, least likely first: outliers on top.
 
     Args:
-        source: a `Data` (its test split), a `Split`, a tensor in the model's codes, or a path that is read with the
-            model's own schema and options; by default the test split that a stored model was evaluated on.
+        source: a `Data` (its test split), a `Split`, a tensor in the model's codes, the name of a built-in data set (its
+            test split), or a path that is read with the model's own schema and options; by default the test split that a stored model was evaluated on.
             A text is scored by windows, one after another.
         given: values for all examples; by default those that the source itself holds, such as a table's column.
         read: options of reading that differ from those of the fit, such as `precision` or `resize`.
@@ -184,6 +184,8 @@ def _found_to_score(model: Model | str | Path, fitted: Model, source: Any, read:
     if isinstance(source, Tensor):
         return Split(source)
     card = {} if isinstance(model, Model) else store.read_config(model)["data"]
+    if isinstance(source, str) and sources.is_builtin(source) and not Path(source).exists():
+        return sources.load(source, given=card.get("options", {}).get("given")).test
     if source is not None:
         options = {name: value for name, value in card.get("options", {}).items() if name in _READING} | read
         as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,16 +21,22 @@ from likely.noise import seeded
 __all__ = ["draw", "evaluate", "held_out_bits", "log_prob"]
 
 _ENTRIES = 2**18  # entries (rows x draws x dims) that go through a model at once
+_SECONDS = 60.0  # of scoring, and of drawing: what is done by then counts
+_FEW = 100  # but no fewer test examples than these are scored
+_FIRST = 64  # examples that are drawn before it is known how long one takes
 
 
-def evaluate(model: Model, data: Data, *, seed: int = 0, n: int = EXAMPLES, reference: Floors | None = None) -> Row:
+def evaluate(
+    model: Model, data: Data, *, seed: int = 0, n: int = EXAMPLES, reference: Floors | None = None, seconds: float = _SECONDS
+) -> Row:
     """Measure a fitted model on the test split: bits, speed and the quality of what it draws.
 
     Args:
         model: any model of `data.space`; conditional ones are scored and sampled under the test examples' `given`.
         seed: of bounds' noise, of the drawn examples and of every test.
         n: most examples that are drawn and compared.
-        reference: floors of quality, where they are known already.
+        reference: floors of quality for n examples, where they are known already.
+        seconds: scoring, and drawing, end after so many; the row says of how many examples its numbers are.
 
     Returns: a `Row` without a training record. Value and kind are None for a model without a likelihood.
     """
@@ -42,11 +49,12 @@ def evaluate(model: Model, data: Data, *, seed: int = 0, n: int = EXAMPLES, refe
     row.parameters = sum(t.numel() for t in model.parameters()) or sum(t.numel() for t in model.buffers())
     with torch.no_grad():
         if isinstance(model, Likelihood):
-            _score(row, model, data, seed)
+            _score(row, model, data, seed, seconds)
         test = held_out(data, examples(data, n), seed)
-        drawn, seconds = draw(model, test.given if model.given_space is not None else None, len(test), seed)
-        row.samples_per_s = len(test) / seconds
-        row.quality = quality(data if drawn.given is not None else data.unconditional(), drawn, reference=reference, seed=seed)
+        drawn, taken = draw(model, test.given if model.given_space is not None else None, len(test), seed, seconds)
+        row.samples_per_s = len(drawn) / taken
+        floors = reference if len(drawn) == len(test) else None
+        row.quality = quality(data if drawn.given is not None else data.unconditional(), drawn, reference=floors, seed=seed)
     row.peak_memory_mib = peak_memory_mib(_device(model))
     model.train(was_training)
     return row
@@ -59,19 +67,32 @@ def given_name(data: Data) -> str | None:
     return ", ".join(s.name for s in data.given.supports if s.name) or str(data.given)
 
 
-def held_out_bits(model: Likelihood, data: Data, *, draws: int | None = None, seed: int = 0) -> Bits:
-    """Test code length; of a text, of the whole test stretch as one sequence."""
+def held_out_bits(model: Likelihood, data: Data, *, draws: int | None = None, seed: int = 0, seconds: float = _SECONDS) -> Bits:
+    """Test code length; of a text, of the whole test stretch as one sequence.
+
+    Of anything else the test examples are scored in random order until `seconds` are spent: mostly all of them, and
+    `how` says so where it is a part.
+    """
     if data.test.stream is not None:
         from likely.evaluation.stretch import stretch_bits
 
         return stretch_bits(model, data)[0]
-    return bits(log_prob(model, data.test, draws=draws or model.bound_draws, seed=seed), model.space)
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))
+    scored = log_prob(model, Split(*data.test.rows(order)), draws=draws or model.bound_draws, seed=seed, seconds=seconds)
+    result = bits(scored, model.space)
+    if result.n == len(data.test):
+        return result
+    return replace(result, how="; ".join(h for h in (result.how, f"{result.n} of {len(data.test)} test examples, drawn at random") if h))
 
 
-def log_prob(model: Likelihood, split: Split, *, draws: int = 1, seed: int = 0) -> LogProb:
-    """`model.log_prob` of a whole split in chunks of bounded memory; the same numbers as at once."""
-    rows = max(1, _ENTRIES // (draws * model.space.dims))
-    parts = [model.log_prob(x, given, draws=draws, seed=seed) for x, given in _on(_device(model), split, model, rows)]
+def log_prob(model: Likelihood, split: Split, *, draws: int = 1, seed: int = 0, seconds: float = math.inf) -> LogProb:
+    """`model.log_prob` of a split in chunks of bounded memory, the same numbers as at once: of all its examples,
+    or of the first of them, no fewer than 100, if `seconds` are spent before."""
+    rows, begin, parts = max(1, _ENTRIES // (draws * model.space.dims)), time.perf_counter(), []
+    for x, given in _on(_device(model), split, model, rows):
+        parts.append(model.log_prob(x, given, draws=draws, seed=seed))
+        if time.perf_counter() - begin > seconds and len(parts) * rows >= _FEW:
+            break
     return joined(parts)
 
 
@@ -89,9 +110,9 @@ def _on(device: torch.device, split: Split, model: Likelihood, rows: int) -> Ite
         yield x.to(device), given.to(device) if given is not None and model.given_space is not None else None
 
 
-def _score(row: Row, model: Likelihood, data: Data, seed: int) -> None:
+def _score(row: Row, model: Likelihood, data: Data, seed: int, seconds: float) -> None:
     begin = time.perf_counter()
-    result = held_out_bits(model, data, seed=seed)
+    result = held_out_bits(model, data, seed=seed, seconds=seconds)
     row.log_prob_per_s = result.n / (time.perf_counter() - begin)
     row.unit, row.kind, row.how, row.n, row.draws = result.unit, result.kind, result.how, result.n, model.bound_draws
     row.value, row.stderr = result.value, result.stderr if math.isfinite(result.stderr) else None
@@ -100,13 +121,17 @@ def _score(row: Row, model: Likelihood, data: Data, seed: int) -> None:
         row.error = f"log p of the test examples is not finite (mean {result.value} {result.unit}): some have no probability at all."
 
 
-def draw(model: Model, given: Tensor | None, n: int, seed: int) -> tuple[Split, float]:
-    """n examples of the model, on the CPU, and the seconds it took."""
-    device = _device(model)
-    begin = time.perf_counter()
+def draw(model: Model, given: Tensor | None, n: int, seed: int, seconds: float = math.inf) -> tuple[Split, float]:
+    """(n examples of the model, or fewer if they would take more than `seconds`; on the CPU; the seconds they took)."""
+    device, begin, parts, count = _device(model), time.perf_counter(), [], 0
     with seeded(seed):
-        x = model.sample(n, given.to(device) if given is not None else None).cpu()
-    return Split(x, given), time.perf_counter() - begin
+        while count < n:
+            more = slice(count, min(n, count + max(_FIRST, count)))  # as many again as there are
+            parts.append(model.sample(more.stop - count, given[more].to(device) if given is not None else None).cpu())
+            count, taken = more.stop, time.perf_counter() - begin
+            if 2 * taken > seconds:
+                break
+    return Split(torch.cat(parts), None if given is None else given[:count]), time.perf_counter() - begin
 
 
 def _device(model: object) -> torch.device:

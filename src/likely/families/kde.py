@@ -32,7 +32,8 @@ from likely.space import Space
 __all__ = ["KernelDensity"]
 
 _BANDWIDTHS = tuple(2.0 ** (-k / 2) for k in range(-1, 17))  # in standard deviations, from 1.4 to 0.004
-_JUDGES = 512  # validation examples that choose
+_JUDGES, _FEW_JUDGES = 512, 32  # validation examples that choose: the fewer, the larger they are
+_WORK = 2**28  # kernels x entries x judges of one bandwidth
 _BLUR = (0.02, 0.1, 0.3)  # l, the share of a nominal's kernel that is not its own state
 
 
@@ -69,7 +70,8 @@ class KernelDensity(Model, Likelihood, ClosedForm):
     def solve(self, train: Batches, valid: Batches) -> None:
         """Keep the training examples; the bandwidth and blur that code the validation split best are kept."""
         x, label = labelled(train, self.given_space, self.kernels)
-        held_out, y = labelled(valid, self.given_space, _JUDGES)
+        judges = min(_JUDGES, max(_FEW_JUDGES, _WORK // (len(x) * self.space.dims)))
+        held_out, y = labelled(valid, self.given_space, judges)
         seen = Observed.of(self.space, x)
         self.products.log_weight = component_weights(torch.ones(len(x), dtype=torch.float64), label, self.labels)
         self.products.mean = _hot_deck(seen)

@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from likely.sources.newdata import read, read_split
     from likely.sources.output import check_path, picture, write
 
-__all__ = ["augment_batch", "check_path", "describe", "load", "picture", "print_description", "read", "read_split", "rebuild", "write"]
+__all__ = [
+    "augment_batch",
+    "check_path",
+    "describe",
+    "is_builtin",
+    "load",
+    "picture",
+    "print_description",
+    "read",
+    "read_split",
+    "rebuild",
+    "write",
+]
 
 _LAZY = {
     "augment_batch": "augmenting",
@@ -92,6 +104,11 @@ def load(
     if isinstance(source, str | PathLike):
         return _load_named(str(source), options, name or own_name, told)
     return _load_object(source, options, name or own_name, told)
+
+
+def is_builtin(name: str) -> bool:
+    """Whether a built-in data set has this name."""
+    return name in import_module("likely.sources.builtin").BUILTIN
 
 
 def _load_named(source: str, options: "Options", name: str, told: str) -> "Data":
