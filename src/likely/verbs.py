@@ -125,7 +125,8 @@ def score(
 
     Args:
         source: a `Data` (its test split), a `Split`, a tensor in the model's codes, the name of a built-in data set (its
-            test split), or a path that is read with the model's own schema and options; by default the test split that a stored model was evaluated on.
+            test split), or a path that is read with the model's own schema and options; by default the test split that
+            a stored model was evaluated on.
             A text is scored by windows, one after another.
         given: values for all examples; by default those that the source itself holds, such as a table's column.
         read: options of reading that differ from those of the fit, such as `precision` or `resize`.
