@@ -31,7 +31,10 @@ __all__ = ["NETS", "net", "net_options"]
 NETS: dict[tuple[str, str], dict[str, str]] = {
     ("coupling", "grid"): {"conv": "likely.nets.coupling:ConvCoupling", "mlp": "likely.nets.coupling:MLPCoupling"},
     ("coupling", "columns"): {"mlp": "likely.nets.coupling:MLPCoupling"},
-    ("causal", "grid"): {"gated-pixelcnn": "likely.nets.causal.grid:GatedPixelCNN"},
+    ("causal", "grid"): {
+        "gated-pixelcnn": "likely.nets.causal.grid:GatedPixelCNN",
+        "made": "likely.nets.causal.made:MADE",
+    },
     ("causal", "columns"): {
         "made": "likely.nets.causal.made:MADE",
         "transformer": "likely.nets.causal.transformer:CausalTransformer",

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from likely.space import MISSING, Space, Support, to_grid
 
-__all__ = ["Tokens", "coded", "feature_width", "features", "standard"]
+__all__ = ["Signs", "Tokens", "coded", "feature_width", "features", "raster", "standard", "tokens_of"]
 
 _CODED_UP_TO = 32
 
@@ -53,6 +53,30 @@ def features(s: Support, x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat(parts, 1).to(dtype)
 
 
+def raster(space: Space) -> Tensor:
+    """Places of a flattened example in the order of its entries; of a grid by row, column, channel."""
+    place = torch.arange(space.dims).view(space.shape)
+    return (place.permute(1, 2, 0) if space.layout == "grid" else place).flatten()
+
+
+def tokens_of(space: Space, width: int) -> "Tokens | Signs":
+    """Vectors of the entries of a flattened example: signs where all have two values, else tokens of a width."""
+    per_support = space.dims // len(space.supports)
+    entries = tuple(s for s in space.supports for _ in range(per_support))
+    binary = all(s.levels == 2 and not s.missing for s in entries)
+    return Signs() if binary else Tokens(Space.columns(*entries), width)
+
+
+class Signs(nn.Module):
+    """Entries of two values as -1 and 1."""
+
+    width = 1
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """x [B, D] -> [B, D, 1]."""
+        return (2 * x - 1)[..., None]
+
+
 class Tokens(nn.Module):
     """Entries of a table or a sequence as vectors: E[d, state] + W silu(a_d asinh(u) + b_d), u the standardised number.
 
@@ -62,7 +86,7 @@ class Tokens(nn.Module):
 
     def __init__(self, space: Space, width: int) -> None:
         super().__init__()
-        self.supports = space.supports
+        self.supports, self.width = space.supports, width
         self.levels = [s.levels if coded(s) else 1 for s in space.supports]  # the next state is "missing"
         self.offsets = torch.tensor([0] + [k + s.missing for k, s in zip(self.levels, space.supports, strict=True)]).cumsum(0).tolist()
         self.state = nn.Embedding(self.offsets.pop(), width)

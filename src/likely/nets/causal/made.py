@@ -1,11 +1,20 @@
-"""MADE: a residual multilayer perceptron whose masked weights keep each output from its own and later entries.
+r"""MADE: a residual multilayer perceptron whose masked weights keep each output from its own and later entries.
 
-Every hidden unit has a degree m and sees the entries before m alone: weights lead from the entries
-j < m to it, to units of no smaller degree, and to the parameters of the entries i >= m.
+Every hidden unit has a degree m and sees the first m entries alone. With r(i) the rank of entry i in
+the ordering, a weight is there where it leads
+
+    from entry j to a unit of degree m       if r(j) < m
+    from a unit to one of degree m'          if m <= m'
+    from a unit to the parameters of entry i if m <= r(i)
+
+An ordering is therefore a choice of r alone, and all orderings share the weights. Units are sorted by
+degree: when an entry becomes known, the units of the next degree can be computed for good, from
+those before them. So a whole draw costs each weight once, not once per entry.
 
 References:
     | MADE: masked autoencoder for distribution estimation (Germain et al., 2015) | https://arxiv.org/abs/1502.03509
     | Autoregressive energy machines (ResMADE; Nash and Durkan, 2019) | https://arxiv.org/abs/1904.05626
+    | A deep and tractable density estimator (shared weights, many orderings; Uria et al., 2014) | https://arxiv.org/abs/1310.1757
 """
 
 from dataclasses import dataclass
@@ -15,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import Tokens
+from likely.nets.causal.inputs import raster, tokens_of
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
@@ -30,42 +39,59 @@ _TOKEN = 16
 
 
 class MaskedLinear(nn.Linear):
-    """A linear map whose weights are zero where the target's degree does not allow the source's."""
+    """A linear map whose weights are zero where the target's degree is below the source's."""
 
-    mask: Tensor
-
-    def __init__(self, allowed: Tensor) -> None:
-        super().__init__(allowed.shape[1], allowed.shape[0])
-        self.register_buffer("mask", allowed, persistent=False)
+    def __init__(self, source: Tensor, target: Tensor) -> None:
+        super().__init__(len(source), len(target))
+        allowed = source <= target[:, None]
         with torch.no_grad():  # as many terms as sources, not as columns of the matrix
-            self.weight.mul_((allowed.shape[1] / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
+            self.weight.mul_((len(source) / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight * self.mask, self.bias)
+    def forward(self, input: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        return F.linear(input, self.weight * (source <= target[:, None]), self.bias)
+
+    def part(self, input: Tensor, rows: slice) -> Tensor:
+        """Some targets, from the first sources: those that `input` holds."""
+        return F.linear(input, self.weight[rows, : input.shape[1]], self.bias[rows])
 
 
 class Block(nn.Module):
     """h + W2 silu(W1 silu(h)), all masked alike."""
 
-    def __init__(self, allowed: Tensor, dropout: float) -> None:
+    def __init__(self, degree: Tensor, dropout: float) -> None:
         super().__init__()
-        self.up, self.down, self.dropout = MaskedLinear(allowed), MaskedLinear(allowed), dropout
+        self.up, self.down, self.dropout = MaskedLinear(degree, degree), MaskedLinear(degree, degree), dropout
 
-    def forward(self, h: Tensor) -> Tensor:
-        return h + self.down(F.dropout(F.silu(self.up(F.silu(h))), self.dropout, self.training))
+    def forward(self, h: Tensor, degree: Tensor) -> Tensor:
+        u = F.dropout(F.silu(self.up(F.silu(h), degree, degree)), self.dropout, self.training)
+        return h + self.down(u, degree, degree)
 
 
 @dataclass
 class MADEState:
-    """What is known so far, [n, columns]; updated in place by `step`."""
+    """Updated in place by `step`.
 
-    given: Tensor | None
-    x: Tensor
+    Attributes:
+        known: what the known entries and `given` add up to in the first layer, [n, width].
+        units: per layer, its units after their nonlinearity, those of the degrees so far; [n, width] each.
+        order: places in the order of the entries.
+    """
+
+    known: Tensor
+    units: list[Tensor]
+    order: list[int]
     entry: int = 0
 
 
 class MADE(CausalNet):
-    """Causal net of a table: x [B, D] -> parameters [B, D, out]."""
+    """Causal net of a table or grid: x [B, *shape] -> parameters [B, *shape, out].
+
+    Args:
+        orderings: of the entries: the natural one, and others drawn at random; all share the weights.
+    """
+
+    degree: Tensor
+    rank: Tensor
 
     def __init__(
         self,
@@ -77,31 +103,67 @@ class MADE(CausalNet):
         width: int | None = None,
         depth: int | None = None,
         dropout: float | None = None,
+        orderings: int = 1,
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
         width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
         self.space, self.out = space, out
-        entry = torch.arange(space.dims)
-        degree = torch.arange(width) % space.dims  # degree 0 sees nothing
-        self.tokens, self.given = Tokens(space, _TOKEN), Conditioner(given, width)
-        self.first = MaskedLinear(entry.repeat_interleave(_TOKEN) < degree[:, None])
-        self.blocks = nn.ModuleList(Block(degree <= degree[:, None], dropout) for _ in range(depth))
-        self.last = MaskedLinear(degree <= entry.repeat_interleave(out)[:, None])
-        self.order = entry
+        self.orders = _orders(raster(space), orderings)
+        self.order = self.orders[0]
+        degree, rank = torch.arange(width) * space.dims // width, self.orders.argsort(1)  # degree 0 sees nothing
+        self.register_buffer("degree", degree, persistent=False)
+        self.register_buffer("rank", rank, persistent=False)
+        self.tokens, self.given = tokens_of(space, _TOKEN), Conditioner(given, width)
+        self.first = MaskedLinear(rank[0].repeat_interleave(self.tokens.width) + 1, degree)
+        self.blocks = nn.ModuleList(Block(degree, dropout) for _ in range(depth))
+        self.last = MaskedLinear(degree, rank[0].repeat_interleave(out))
 
-    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        h, embedding = self.first(self.tokens(x).flatten(1)), self.given(given, len(x))
+    def forward(self, x: Tensor, given: Tensor | None = None, *, ordering: int = 0) -> Tensor:
+        rank, embedding = self.rank[ordering], self.given(given, len(x))
+        h = self.first(self._tokens(x.flatten(1)), rank.repeat_interleave(self.tokens.width) + 1, self.degree)
         h = h if embedding is None else h + embedding
         for block in self.blocks:
-            h = block(h)
-        return self.last(F.silu(h)).view(len(x), -1, self.out)
+            h = block(h, self.degree)
+        return self.last(F.silu(h), self.degree, rank.repeat_interleave(self.out)).view(*x.shape, self.out)
 
-    def init_state(self, n: int, given: Tensor | None = None) -> MADEState:
-        return MADEState(given, torch.zeros(n, self.space.dims, dtype=self.space.dtype, device=self.first.weight.device))
+    def _tokens(self, x: Tensor, first: int = 0) -> Tensor:
+        """Entries from the place `first` on, each as `tokens.width` numbers, side by side."""
+        return self.tokens(x, first).flatten(1).to(self.first.weight.dtype)
+
+    def init_state(self, n: int, given: Tensor | None = None, *, ordering: int = 0) -> MADEState:
+        embedding, units = self.given(given, n), self.first.bias.new_zeros(n, len(self.degree))
+        known = self.first.bias.expand(n, -1) + (0.0 if embedding is None else embedding)
+        return MADEState(known, [units.clone() for _ in range(2 * len(self.blocks) + 1)], self.orders[ordering].tolist())
 
     def step(self, state: MADEState, x_i: Tensor | None) -> tuple[MADEState, Tensor]:
         if x_i is not None:
-            state.x[:, state.entry - 1] = x_i
+            place = state.order[state.entry - 1]
+            columns = slice(place * self.tokens.width, (place + 1) * self.tokens.width)
+            state.known = state.known + F.linear(self._tokens(x_i[:, None], place), self.first.weight[:, columns])
+        place, known = state.order[state.entry], self._extend(state)
         state.entry += 1
-        return state, self(state.x, state.given)[:, state.entry - 1]
+        return state, self.last.part(known, slice(place * self.out, (place + 1) * self.out))
+
+    def _extend(self, state: MADEState) -> Tensor:
+        """Compute the units whose degree is the number of known entries; the last layer's units so far."""
+        begin, end = (-(-m * len(self.degree) // self.space.dims) for m in (state.entry, state.entry + 1))
+        new, units = slice(begin, end), iter(state.units)
+
+        def grown(values: Tensor) -> Tensor:
+            layer = next(units)
+            layer[:, new] = F.silu(values)
+            return layer[:, :end]
+
+        h = state.known[:, new]
+        so_far = grown(h)
+        for block in self.blocks:
+            h = h + block.down.part(grown(block.up.part(so_far, new)), new)
+            so_far = grown(h)
+        return so_far
+
+
+def _orders(natural: Tensor, count: int) -> Tensor:
+    """The natural order of places and random others, always the same ones, [count, entries]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack([natural, *(torch.randperm(len(natural), generator=generator) for _ in range(count - 1))])
