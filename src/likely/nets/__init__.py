@@ -32,7 +32,9 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("coupling", "grid"): {"conv": "likely.nets.coupling:ConvCoupling", "mlp": "likely.nets.coupling:MLPCoupling"},
     ("coupling", "columns"): {"mlp": "likely.nets.coupling:MLPCoupling"},
     ("causal", "grid"): {
-        "gated-pixelcnn": "likely.nets.causal.grid:GatedPixelCNN",
+        "gated-pixelcnn": "likely.nets.causal.gated:GatedPixelCNN",
+        "pixelcnn++": "likely.nets.causal.pixelcnnpp:PixelCNNPlusPlus",
+        "pixelcnn": "likely.nets.causal.pixelcnn:PixelCNN",
         "made": "likely.nets.causal.made:MADE",
     },
     ("causal", "columns"): {

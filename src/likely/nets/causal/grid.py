@@ -1,81 +1,155 @@
-"""A gated convolutional net over the entries of a grid in raster order, without a blind spot.
+"""What causal convolutional nets of grids share: shifted convolutions that can be run as a map, a row or a pixel.
 
-Entries are ordered by row, column, channel. The vertical stack v sees the rows above, the
-horizontal stack h the row's own left part and, through a link, v; gate(a, b) = a * sigmoid(b):
+Entries are ordered by row, column, channel. A net computes a vector h of each pixel from the pixels
+before it; channel c of the pixel then reads h and the pixel's channels before c.
 
-    v_0 = conv(x one row down) + position          u = gate(conv_2x3(v_l))
-    h_0 = conv(x one column right) + position      w = gate(conv_1x3(h_l) + W u)
-    v_{l+1} = v_l + W u                            h_{l+1} = h_l + W w
+Causality is by shifts: a map is padded at the top and at the left before it is convolved. So a place of the
+result needs a crop of the padded map, and stepping applies the very same weights to crops. Each
+convolution has a register for them, which holds the last rows of what it convolves; that is all that is
+remembered, whatever the height of the grid. A layer is written once, in terms of
 
-and channel c of a pixel reads h_L and the pixel's channels before c. Causality is by shifts and
-padding, no weight is masked. So a step applies the very same convolutions to crops: of one row of
-v when a row begins, and of three pixels of h. The maps below are what the crops are taken from.
+    see(convolution, h)
+
+which convolves a map (the convolution itself), a row (`Rows`) or a pixel (`Pixels`).
 
 References:
-    | Conditional image generation with PixelCNN decoders (van den Oord et al., 2016) | https://arxiv.org/abs/1606.05328
-    | PixelCNN++ (Salimans et al., 2017) | https://arxiv.org/abs/1701.05517
+    | Pixel recurrent neural networks (van den Oord et al., 2016) | https://arxiv.org/abs/1601.06759
     | Fast generation for convolutional autoregressive models (Ramachandran et al., 2017) | https://arxiv.org/abs/1704.06001
 """
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import feature_width, features
-from likely.nets.conditioning import Conditioner, FiLM
+from likely.nets.causal.inputs import feature_width, features, raster
+from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
-__all__ = ["GatedPixelCNN", "GridState"]
-
-_SIZES = {  # residual width, gate width, depth, dropout
-    "tiny": (16, 8, 2, 0.0),
-    "small": (64, 32, 6, 0.25),
-    "base": (128, 64, 12, 0.25),
-}
+__all__ = ["ChannelHead", "GridNet", "GridState", "Pixels", "Pointwise", "Position", "Register", "Rows", "See", "Shifted", "TwoStreams", "register"]
 
 
-class Stacks(nn.Module):
-    """One layer of both stacks. It never pads: it is given padded maps, or crops of them."""
+class Register:
+    """The last rows of a map, padded with `margin` zero columns at both sides; the current row is the last of them."""
 
-    def __init__(self, width: int, gates: int, dilation: int, embedding: int | None, dropout: float, *, last: bool) -> None:
-        super().__init__()
-        self.dilation, self.dropout = dilation, dropout
-        self.vertical = nn.Conv2d(width, 2 * gates, (2, 3), dilation=dilation)
-        self.horizontal = nn.Conv2d(width, 2 * gates, (1, 3), dilation=dilation)
-        self.link = nn.Conv2d(gates, 2 * gates, 1)
-        self.out_h = nn.Conv2d(gates, width, 1)
-        self.out_v = None if last else nn.Conv2d(gates, width, 1)  # nothing reads the vertical stack's end
-        self.film = FiLM(embedding, 2 * gates) if embedding else None
+    def __init__(self, rows: Tensor, margin: int) -> None:
+        self.rows, self.margin = rows, margin
 
-    def down(self, v: Tensor, padded: Tensor) -> tuple[Tensor, Tensor]:
-        """(next v, gates u); `padded` has `dilation` rows above v and as many columns at both sides."""
-        u = self._drop(F.glu(self.vertical(padded), 1))
-        return v if self.out_v is None else v + self.out_v(u), u
+    def next_row(self) -> None:
+        """Forget the oldest row; the new one is zero as yet."""
+        if self.rows.shape[2] > 1:
+            self.rows[:, :, :-1] = self.rows[:, :, 1:].clone()
+        self.rows[:, :, -1] = 0.0
 
-    def right(self, h: Tensor, padded: Tensor, u: Tensor, embedding: Tensor | None) -> Tensor:
-        """Next h; `padded` has 2 `dilation` columns left of h."""
-        a = self.horizontal(padded) + self.link(u)
-        a = self.film(a, embedding) if self.film else a
-        return h + self.out_h(self._drop(F.glu(a, 1)))
+    def put(self, column: int, h: Tensor) -> None:
+        """Columns from `column` on of the current row: h [n, C] or [n, C, columns]."""
+        h = h[..., None] if h.ndim == 2 else h
+        self.rows[:, :, -1, self.margin + column : self.margin + column + h.shape[2]] = h
 
-    def _drop(self, u: Tensor) -> Tensor:
-        return F.dropout(u, self.dropout, self.training)
+
+class Shifted(nn.Conv2d):
+    """A convolution of a padded map. pads: columns at the left and right, rows at the top and (at most 0) the bottom.
+
+    Args:
+        columns: of the map, for its register.
+    """
+
+    def __init__(
+        self, source: int, target: int, kernel: tuple[int, int], pads: tuple[int, int, int, int], columns: int, dilation: int = 1, stride: int = 1
+    ) -> None:
+        super().__init__(source, target, kernel, stride, dilation=dilation)
+        self.pads, self.columns = pads, columns
+
+    @property
+    def kernel(self) -> Tensor:
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._convolve(F.pad(input, self.pads))
+
+    def row(self, register: Register) -> Tensor:
+        """The current row of the result, [n, target, 1, columns]; `register` may have more rows and margin than needed."""
+        left, right = self.pads[:2]
+        begin, end = register.margin - left, register.rows.shape[3] - register.margin + right
+        return self._convolve(register.rows[:, :, self._seen(register), begin:end])
+
+    def pixel(self, register: Register, column: int) -> Tensor:
+        """One place of the current row of the result, [n, target]: there a convolution is a matrix product."""
+        begin, step = register.margin + column - self.pads[0], self.dilation[1]
+        crop = register.rows[:, :, self._seen(register), begin : begin + step * self.kernel_size[1] : step]
+        return F.linear(crop[:, :, :: self.dilation[0]].flatten(1), self.kernel.flatten(1), self.bias)
+
+    def _seen(self, register: Register) -> slice:
+        """Rows of a register that the current row depends on."""
+        current = register.rows.shape[2] - 1
+        return slice(current - self.pads[2], current + 1 + self.pads[3])
+
+    def _convolve(self, padded: Tensor) -> Tensor:
+        return F.conv2d(padded, self.kernel, self.bias, self.stride, dilation=self.dilation)
+
+
+def register(n: int, *convolutions: Shifted) -> Register:
+    """An empty register that serves convolutions of one map of n examples."""
+    first, margin = convolutions[0], max(max(c.pads[:2]) for c in convolutions)
+    rows = 1 + max(c.pads[2] for c in convolutions)
+    return Register(first.weight.new_zeros(n, first.in_channels, rows, first.columns + 2 * margin), margin)
+
+
+class Pointwise(nn.Conv2d):
+    """The same linear map at each place of a map [B, C, H, W], or at one place [B, C]."""
+
+    def __init__(self, source: int, target: int, bias: bool = True) -> None:
+        super().__init__(source, target, 1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias) if input.ndim == 2 else super().forward(input)
+
+
+See = Callable[[Shifted, Tensor], Tensor]
+Registers = dict[Shifted, Register]
+
+
+@dataclass
+class Rows:
+    """Convolve one row [n, C, 1, columns] after those before it."""
+
+    registers: Registers
+
+    def __call__(self, convolution: Shifted, h: Tensor) -> Tensor:
+        register = self.registers[convolution]
+        register.next_row()
+        register.put(0, h[:, :, 0])
+        return convolution.row(register)
+
+
+@dataclass
+class Pixels:
+    """Convolve one pixel [n, C] of the current row, at `column`."""
+
+    registers: Registers
+    column: int
+
+    def __call__(self, convolution: Shifted, h: Tensor) -> Tensor:
+        register = self.registers[convolution]
+        register.put(self.column, h)
+        return convolution.pixel(register, self.column)
 
 
 class Position(nn.Module):
-    """A learned vector per place of the grid, added to a map or a crop of it."""
+    """A learned vector per place of the grid, added to a map, a row or a pixel."""
 
     def __init__(self, width: int, height: int, columns: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, height, columns))
 
     def forward(self, h: Tensor, row: int = 0, column: int = 0) -> Tensor:
-        """h [B, width, rows, columns], whose first place is (row, column)."""
-        return h + self.weight[:, row : row + h.shape[2], column : column + h.shape[3]]
+        """h [B, width, rows, columns] from `row` on, or [B, width] at (row, column)."""
+        return h + (self.weight[:, row, column] if h.ndim == 2 else self.weight[:, row : row + h.shape[2]])
 
 
 class ChannelHead(nn.Module):
@@ -83,11 +157,11 @@ class ChannelHead(nn.Module):
 
     def __init__(self, width: int, features: list[int], out: int) -> None:
         super().__init__()
-        self.before = nn.ModuleList(nn.Conv2d(sum(features[:c]), width, 1, bias=False) for c in range(1, len(features)))
-        self.out = nn.ModuleList(nn.Conv2d(width, out, 1) for _ in features)
+        self.before = nn.ModuleList(Pointwise(sum(features[:c]), width, bias=False) for c in range(1, len(features)))
+        self.out = nn.ModuleList(Pointwise(width, out) for _ in features)
 
     def forward(self, h: Tensor, features: list[Tensor], channel: int) -> Tensor:
-        """[B, out, H, W] of one channel; `features` of the channels before it, at least."""
+        """[B, out, ...] of one channel; `features` of the channels before it, at least."""
         if channel:
             h = h + self.before[channel - 1](torch.cat(features[:channel], 1))
         return self.out[channel](F.silu(h))
@@ -95,126 +169,118 @@ class ChannelHead(nn.Module):
 
 @dataclass
 class GridState:
-    """Shift registers: what the convolutions of the next row and pixel look at. Updated in place by `step`.
+    """What the next rows and pixels look at. Updated in place by `step`.
 
     Attributes:
-        rows: features of the last two rows, padded; `row`: of the current row's pixels so far.
-        v: per layer, its last dilation + 1 rows, padded; `u`: its gates of the current row.
-        left: features of the last two pixels; `h`: per layer, its last 2 dilation + 1 pixels.
-        last: h_L of the current pixel; `pixel`: features of its channels so far.
+        seen: features of the last rows; `pixel`: of the current pixel's channels so far.
+        registers: of the convolutions; `rows`: what a net keeps of the current row.
+        h: of the current pixel, [n, width].
     """
 
     embedding: Tensor | None
-    rows: Tensor
-    v: list[Tensor]
-    left: Tensor
-    h: list[Tensor]
-    last: Tensor
-    row: list[Tensor] = field(default_factory=list)
-    u: list[Tensor] = field(default_factory=list)
+    seen: Register
+    registers: Registers
+    rows: dict[nn.Module, Tensor] = field(default_factory=dict)
     pixel: list[Tensor] = field(default_factory=list)
+    h: Any = None
     entry: int = 0
 
 
-class GatedPixelCNN(CausalNet):
-    """Causal net of a grid: x [B, C, H, W] -> parameters [B, C, H, W, out]."""
+class GridNet(CausalNet):
+    """Causal net of a grid, x [B, C, H, W] -> parameters [B, C, H, W, out], by a vector of each pixel.
 
-    stacks: Sequence[Stacks]
+    Subclasses say how that vector is computed: of all pixels at once, and of the next one.
+    """
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        given: Space | None = None,
-        size: str = "small",
-        out: int,
-        width: int | None = None,
-        gates: int | None = None,
-        depth: int | None = None,
-        dropout: float | None = None,
-    ) -> None:
+    def __init__(self, space: Space, width: int, out: int, given: Space | None) -> None:
         super().__init__()
-        preset = _SIZES[size]
-        width, gates, depth = width or preset[0], gates or preset[1], depth or preset[2]
-        dropout = preset[3] if dropout is None else dropout
-        self.space, self.width = space, width
+        self.space, self.order = space, raster(space)
         self.features = [feature_width(s) for s in space.supports]
-        count, embedding = sum(self.features), width if given else None
-        self.given = Conditioner(given, width)
-        self.above, self.left = nn.Conv2d(count, width, (2, 3)), nn.Conv2d(count, width, (1, 2))
-        self.place_v, self.place_h = Position(width, *space.shape[1:]), Position(width, *space.shape[1:])
-        cycle = max(1, (max(space.shape[1:]) // 8).bit_length())  # dilations 1, 2, 4, ... where grids are large
-        layers = [Stacks(width, gates, 2 ** (i % cycle), embedding, dropout, last=i == depth - 1) for i in range(depth)]
-        self.stacks = nn.ModuleList(layers)  # type: ignore[assignment]
-        self.head = ChannelHead(width, self.features, out)
-        self.order = torch.arange(space.dims).view(space.shape).permute(1, 2, 0).flatten()  # by row, column, channel
+        self.given, self.head = Conditioner(given, width), ChannelHead(width, self.features, out)
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Shifted, ...]:
+        """The convolutions of the features."""
+
+    @abstractmethod
+    def hidden(self, seen: Tensor, embedding: Tensor | None) -> Tensor:
+        """Features [B, F, H, W] of all pixels -> h [B, width, H, W], each from the pixels before it."""
+
+    @abstractmethod
+    def begin_row(self, state: GridState, row: int) -> None:
+        """Compute what depends on the rows above alone."""
+
+    @abstractmethod
+    def at_pixel(self, state: GridState, row: int, column: int) -> Tensor:
+        """h [n, width] of the next pixel."""
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        embedding = self.given(given, len(x))
-        parts = [features(s, x[:, c], self.left.weight.dtype) for c, s in enumerate(self.space.supports)]
-        seen = torch.cat(parts, 1)
-        v = self.place_v(self.above(F.pad(seen, (1, 1, 2, -1))))
-        h = self.place_h(self.left(F.pad(seen, (2, -1))))
-        for layer in self.stacks:
-            d = layer.dilation
-            v, u = layer.down(v, F.pad(v, (d, d, d, 0)))
-            h = layer.right(h, F.pad(h, (2 * d, 0)), u, embedding)
+        parts = [features(s, x[:, c], self.dtype) for c, s in enumerate(self.space.supports)]
+        h = self.hidden(torch.cat(parts, 1), self.given(given, len(x)))
         return torch.stack([self.head(h, parts, c).movedim(1, -1) for c in range(len(parts))], 1)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.out[0].weight.dtype
+
     def init_state(self, n: int, given: Tensor | None = None) -> GridState:
-        count, columns, zeros = sum(self.features), self.space.shape[-1], self.left.weight.new_zeros
-        return GridState(
-            embedding=self.given(given, n),
-            rows=zeros(n, count, 2, columns + 2),
-            v=[zeros(n, self.width, s.dilation + 1, columns + 2 * s.dilation) for s in self.stacks],
-            left=zeros(n, count, 1, 2),
-            h=[zeros(n, self.width, 1, 2 * s.dilation + 1) for s in self.stacks],
-            last=zeros(n, self.width, 1, 1),
-        )
+        inner = [m for m in self.modules() if isinstance(m, Shifted) and m not in self.inputs]
+        return GridState(self.given(given, n), register(n, *self.inputs), {m: register(n, m) for m in inner})
 
     def step(self, state: GridState, x_i: Tensor | None) -> tuple[GridState, Tensor]:
         channels, _, columns = self.space.shape
         if x_i is not None:
             support = self.space.supports[(state.entry - 1) % channels]
-            state.pixel.append(features(support, x_i[:, None, None], self.left.weight.dtype))
+            state.pixel.append(features(support, x_i[:, None], self.dtype)[..., 0])
         pixel, channel = divmod(state.entry, channels)
-        row, column = divmod(pixel, columns)
         if channel == 0:
-            self._end_pixel(state)
-            if column == 0:
-                self._begin_row(state, row)
-            self._begin_pixel(state, row, column)
+            row, column = divmod(pixel, columns)
+            self._next_pixel(state, row, column)
         state.entry += 1
-        return state, self.head(state.last, state.pixel, channel)[..., 0, 0]
+        return state, self.head(state.h, state.pixel, channel)
 
-    def _end_pixel(self, state: GridState) -> None:
+    def _next_pixel(self, state: GridState, row: int, column: int) -> None:
         if state.pixel:
-            seen = torch.cat(state.pixel, 1)
-            state.row.append(seen)
-            state.left = _shifted(state.left, seen, 3)
+            state.seen.put((column or self.space.shape[2]) - 1, torch.cat(state.pixel, 1))
             state.pixel = []
-
-    def _begin_row(self, state: GridState, row: int) -> None:
-        """Run the vertical stack for one row, and start the horizontal one from zeros."""
-        if state.row:
-            state.rows = _shifted(state.rows, F.pad(torch.cat(state.row, 3), (1, 1)), 2)
-        v, state.row, state.u = self.place_v(self.above(state.rows), row), [], []
-        for i, layer in enumerate(self.stacks):
-            d = layer.dilation
-            state.v[i] = _shifted(state.v[i], F.pad(v, (d, d)), 2)
-            v, u = layer.down(v, state.v[i])
-            state.u.append(u)
-        state.left, state.h = torch.zeros_like(state.left), [torch.zeros_like(h) for h in state.h]
-
-    def _begin_pixel(self, state: GridState, row: int, column: int) -> None:
-        """Run the horizontal stack for one pixel."""
-        h = self.place_h(self.left(state.left), row, column)
-        for i, layer in enumerate(self.stacks):
-            state.h[i] = _shifted(state.h[i], h, 3)
-            h = layer.right(h, state.h[i], state.u[i][..., column : column + 1], state.embedding)
-        state.last = h
+        if column == 0:
+            state.seen.next_row()
+            self.begin_row(state, row)
+        state.h = self.at_pixel(state, row, column)
 
 
-def _shifted(register: Tensor, new: Tensor, axis: int) -> Tensor:
-    """Drop the oldest slice, append the newest."""
-    return torch.cat([register.narrow(axis, 1, register.shape[axis] - 1), new], axis)
+class TwoStreams(GridNet):
+    """A net of one stream that sees the rows above, and one that sees the row's own left part (and reads the first)."""
+
+    def __init__(self, space: Space, width: int, out: int, given: Space | None) -> None:
+        super().__init__(space, width, out, given)
+        _, height, columns = space.shape
+        self.above = Shifted(sum(self.features), width, (2, 3), (1, 1, 2, -1), columns)
+        self.left = Shifted(sum(self.features), width, (1, 2), (2, -1, 0, 0), columns)
+        self.place_above, self.place_left = Position(width, height, columns), Position(width, height, columns)
+
+    @property
+    def inputs(self) -> tuple[Shifted, ...]:
+        return self.above, self.left
+
+    def hidden(self, seen: Tensor, embedding: Tensor | None) -> Tensor:
+        return self.maps(self.place_above(self.above(seen)), self.place_left(self.left(seen)), embedding)
+
+    def begin_row(self, state: GridState, row: int) -> None:
+        self.row(state, row, self.place_above(self.above.row(state.seen), row))
+
+    def at_pixel(self, state: GridState, row: int, column: int) -> Tensor:
+        return self.pixel(state, row, column, self.place_left(self.left.pixel(state.seen, column), row, column))
+
+    @abstractmethod
+    def maps(self, v: Tensor, h: Tensor, embedding: Tensor | None) -> Tensor:
+        """Run both streams on maps; the end of h."""
+
+    @abstractmethod
+    def row(self, state: GridState, row: int, v: Tensor) -> Any:
+        """Run the stream v on one row, and keep what h reads of it."""
+
+    @abstractmethod
+    def pixel(self, state: GridState, row: int, column: int, h: Tensor) -> Tensor:
+        """Run the stream h on one pixel; its end."""

@@ -107,7 +107,8 @@ class MADE(CausalNet):
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
-        width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
+        width = max(width or preset[0], space.dims)  # a unit of each degree, at least: else an entry would not see the latest ones
+        depth, dropout = depth or preset[1], preset[2] if dropout is None else dropout
         self.space, self.out = space, out
         self.orders = _orders(raster(space), orderings)
         self.order = self.orders[0]
