@@ -79,3 +79,16 @@ def peer(script: str, *words: str) -> dict[str, Any]:
     if run.returncode != 0:
         sys.exit(f"{script} failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.strip().splitlines()[-1])
+
+
+def steps_within(data: Any, model: str, seconds: float, **how: Any) -> int:
+    """Training steps that take so many process-CPU seconds, by the difference of two short runs; a busy machine does not matter."""
+    from likely.train import fit
+
+    def cpu(steps: int) -> float:
+        start = time.process_time()
+        fit(data, model, steps=steps, progress=False, **how)
+        return time.process_time() - start
+
+    cpu(5)
+    return max(1, int(seconds / (max(1e-6, cpu(50) - cpu(10)) / 40)))

@@ -96,7 +96,10 @@ def test_steps_equal_the_whole(space, net):
 
 @pytest.mark.parametrize(
     ("space", "net"),
-    [*((Space.grid(2, 4, 5), word) for word in ("gated-pixelcnn", "pixelcnn++", "made")), *((Space.reals(6), word) for word in NETS["causal", "columns"])],
+    [
+        *((Space.grid(2, 4, 5), word) for word in ("gated-pixelcnn", "pixelcnn++", "made")),
+        *((Space.reals(6), word) for word in NETS["causal", "columns"]),
+    ],
     ids=str,
 )
 def test_sees_exactly_what_is_before(space, net):

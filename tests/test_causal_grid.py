@@ -30,7 +30,7 @@ def seen(made: CausalNet, space: Space, place: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 12, 14), (2, 4, 5)], ids=str)
 def test_each_entry_sees_all_before_it(word, shape):
     space = Space.grid(*shape)
-    made = built(space, word, **{"gated-pixelcnn": {"depth": 14}, "pixelcnn++": {"depth": 2}}.get(word, {}))
+    made = built(space, word, **{"gated-pixelcnn": {"depth": 14}, "pixelcnn++": {"depth": 3}}.get(word, {}))
     for place in (0, 1, space.dims // 2, space.dims // 2 + 1, space.dims - 8, space.dims - 1):
         assert torch.equal(seen(made, space, place), torch.arange(space.dims) < place)
 

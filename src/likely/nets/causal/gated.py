@@ -32,13 +32,11 @@ _SIZES = {  # residual width, gate width, depth, dropout
 class Stacks(nn.Module):
     """One layer of both stacks."""
 
-    def __init__(
-        self, width: int, gates: int, columns: int, dilation: int, embedding: int | None, dropout: float, *, last: bool
-    ) -> None:
+    def __init__(self, width: int, gates: int, columns: int, dilation: int, embedding: int | None, dropout: float, *, last: bool) -> None:
         super().__init__()
         d, self.dropout = dilation, dropout
-        self.vertical = Shifted(width, 2 * gates, (2, 3), (d, d, d, 0), columns, d)
-        self.horizontal = Shifted(width, 2 * gates, (1, 3), (2 * d, 0, 0, 0), columns, d)
+        self.vertical = Shifted(width, 2 * gates, (2, 3), (d, d, d, 0), columns, dilation=d)
+        self.horizontal = Shifted(width, 2 * gates, (1, 3), (2 * d, 0, 0, 0), columns, dilation=d)
         self.link, self.out_h = Pointwise(gates, 2 * gates), Pointwise(gates, width)
         self.out_v = None if last else Pointwise(gates, width)  # nothing reads the vertical stack's end
         self.film = FiLM(embedding, 2 * gates) if embedding else None

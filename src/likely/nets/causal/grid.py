@@ -31,7 +31,7 @@ from likely.nets.causal.inputs import feature_width, features, raster
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
-__all__ = ["ChannelHead", "GridNet", "GridState", "Pixels", "Pointwise", "Position", "Register", "Rows", "See", "Shifted", "TwoStreams", "register"]
+__all__ = ["GridNet", "GridState", "Pixels", "Pointwise", "Position", "Rows", "See", "Shifted", "TwoStreams"]
 
 
 class Register:
@@ -60,7 +60,7 @@ class Shifted(nn.Conv2d):
     """
 
     def __init__(
-        self, source: int, target: int, kernel: tuple[int, int], pads: tuple[int, int, int, int], columns: int, dilation: int = 1, stride: int = 1
+        self, source: int, target: int, kernel: tuple[int, int], pads: tuple[int, ...], columns: int, *, dilation: int = 1, stride: int = 1
     ) -> None:
         super().__init__(source, target, kernel, stride, dilation=dilation)
         self.pads, self.columns = pads, columns
@@ -93,7 +93,7 @@ class Shifted(nn.Conv2d):
         return F.conv2d(padded, self.kernel, self.bias, self.stride, dilation=self.dilation)
 
 
-def register(n: int, *convolutions: Shifted) -> Register:
+def _register(n: int, *convolutions: Shifted) -> Register:
     """An empty register that serves convolutions of one map of n examples."""
     first, margin = convolutions[0], max(max(c.pads[:2]) for c in convolutions)
     rows = 1 + max(c.pads[2] for c in convolutions)
@@ -226,7 +226,7 @@ class GridNet(CausalNet):
 
     def init_state(self, n: int, given: Tensor | None = None) -> GridState:
         inner = [m for m in self.modules() if isinstance(m, Shifted) and m not in self.inputs]
-        return GridState(self.given(given, n), register(n, *self.inputs), {m: register(n, m) for m in inner})
+        return GridState(self.given(given, n), _register(n, *self.inputs), {m: _register(n, m) for m in inner})
 
     def step(self, state: GridState, x_i: Tensor | None) -> tuple[GridState, Tensor]:
         channels, _, columns = self.space.shape

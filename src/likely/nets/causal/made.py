@@ -17,6 +17,7 @@ References:
     | A deep and tractable density estimator (shared weights, many orderings; Uria et al., 2014) | https://arxiv.org/abs/1310.1757
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ class MaskedLinear(nn.Linear):
         with torch.no_grad():  # as many terms as sources, not as columns of the matrix
             self.weight.mul_((len(source) / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
 
-    def forward(self, input: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    def masked(self, input: Tensor, source: Tensor, target: Tensor) -> Tensor:
         return F.linear(input, self.weight * (source <= target[:, None]), self.bias)
 
     def part(self, input: Tensor, rows: slice) -> Tensor:
@@ -63,8 +64,8 @@ class Block(nn.Module):
         self.up, self.down, self.dropout = MaskedLinear(degree, degree), MaskedLinear(degree, degree), dropout
 
     def forward(self, h: Tensor, degree: Tensor) -> Tensor:
-        u = F.dropout(F.silu(self.up(F.silu(h), degree, degree)), self.dropout, self.training)
-        return h + self.down(u, degree, degree)
+        u = F.dropout(F.silu(self.up.masked(F.silu(h), degree, degree)), self.dropout, self.training)
+        return h + self.down.masked(u, degree, degree)
 
 
 @dataclass
@@ -92,6 +93,7 @@ class MADE(CausalNet):
 
     degree: Tensor
     rank: Tensor
+    blocks: Sequence[Block]
 
     def __init__(
         self,
@@ -117,16 +119,16 @@ class MADE(CausalNet):
         self.register_buffer("rank", rank, persistent=False)
         self.tokens, self.given = tokens_of(space, _TOKEN), Conditioner(given, width)
         self.first = MaskedLinear(rank[0].repeat_interleave(self.tokens.width) + 1, degree)
-        self.blocks = nn.ModuleList(Block(degree, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(degree, dropout) for _ in range(depth))  # type: ignore[assignment]
         self.last = MaskedLinear(degree, rank[0].repeat_interleave(out))
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, ordering: int = 0) -> Tensor:
         rank, embedding = self.rank[ordering], self.given(given, len(x))
-        h = self.first(self._tokens(x.flatten(1)), rank.repeat_interleave(self.tokens.width) + 1, self.degree)
+        h = self.first.masked(self._tokens(x.flatten(1)), rank.repeat_interleave(self.tokens.width) + 1, self.degree)
         h = h if embedding is None else h + embedding
         for block in self.blocks:
             h = block(h, self.degree)
-        return self.last(F.silu(h), self.degree, rank.repeat_interleave(self.out)).view(*x.shape, self.out)
+        return self.last.masked(F.silu(h), self.degree, rank.repeat_interleave(self.out)).view(*x.shape, self.out)
 
     def _tokens(self, x: Tensor, first: int = 0) -> Tensor:
         """Entries from the place `first` on, each as `tokens.width` numbers, side by side."""

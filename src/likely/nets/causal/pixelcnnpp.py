@@ -15,7 +15,8 @@ References:
     | PixelCNN++: Improving the PixelCNN with discretized logistic mixture likelihood (Salimans et al., 2017) | https://arxiv.org/abs/1701.05517
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,17 @@ _SIZES = {  # width, blocks before and after the coarser resolutions, dropout
     "small": (32, 1, 0.25),
     "base": (96, 3, 0.25),
 }
-_DOWN = ((2, 3), (1, 1, 1, 0))  # kernel and pads: the row above, left and right
-_RIGHT = ((2, 2), (1, 0, 1, 0))  # the row above and the left
+_Convolution = Callable[..., Shifted]
+_DOWN: _Convolution = partial(Shifted, kernel=(2, 3), pads=(1, 1, 1, 0))
+_RIGHT: _Convolution = partial(Shifted, kernel=(2, 2), pads=(1, 0, 1, 0))
 
 
 class Block(nn.Module):
     """A gated residual block; `reads` whether it reads the other stream."""
 
-    def __init__(self, width: int, shape: tuple, columns: int, embedding: int | None, dropout: float, *, reads: bool) -> None:
+    def __init__(self, convolution: _Convolution, width: int, embedding: int | None, dropout: float, *, reads: bool) -> None:
         super().__init__()
-        self.first, self.second = Shifted(width, width, *shape, columns), Shifted(width, 2 * width, *shape, columns)
+        self.first, self.second = convolution(width, width), convolution(width, 2 * width)
         self.link = Pointwise(width, width) if reads else None
         self.film, self.dropout = FiLM(embedding, 2 * width) if embedding else None, dropout
 
@@ -69,13 +71,12 @@ class Finer(nn.Module):
 class Level(nn.Module):
     """One resolution of one stream: its blocks, and the ways to and from the next coarser one."""
 
-    def __init__(self, width: int, depth: int, shape: tuple, columns: int, embedding: int | None, dropout: float, *, reads: bool, last: bool):
+    def __init__(self, convolution: _Convolution, width: int, blocks: list[Block], *, last: bool) -> None:
         super().__init__()
-        blocks = [Block(width, shape, columns, embedding, dropout, reads=reads) for _ in range(2 * depth)]
-        self.before, self.after = nn.ModuleList(blocks[:depth]), nn.ModuleList(blocks[depth:])
-        self.last = last
+        half = len(blocks) // 2
+        self.before, self.after, self.last = nn.ModuleList(blocks[:half]), nn.ModuleList(blocks[half:]), last
         if not last:
-            self.coarser, self.finer = Shifted(width, width, *shape, columns, stride=2), Finer(width)
+            self.coarser, self.finer = convolution(width, width, stride=2), Finer(width)
 
     def convolutions(self) -> list[Shifted]:
         """Its convolutions of maps of this resolution."""
@@ -105,11 +106,13 @@ class PixelCNNPlusPlus(TwoStreams):
         _, height, columns = space.shape
         count, embedding = _resolutions(height, columns), width if given else None
 
-        def levels(shape: tuple, *, reads: bool) -> nn.ModuleList:
-            how = {"embedding": embedding, "dropout": dropout, "reads": reads}
-            return nn.ModuleList(Level(width, depth, shape, columns >> i, **how, last=i == count - 1) for i in range(count))
+        def level(i: int, stream: _Convolution, *, reads: bool) -> Level:
+            convolution = partial(stream, columns=columns >> i)
+            blocks = [Block(convolution, width, embedding, dropout, reads=reads) for _ in range(2 * depth)]
+            return Level(convolution, width, blocks, last=i == count - 1)
 
-        self.down, self.right = levels(_DOWN, reads=False), levels(_RIGHT, reads=True)  # type: ignore[assignment]
+        self.down = nn.ModuleList(level(i, _DOWN, reads=False) for i in range(count))  # type: ignore[assignment]
+        self.right = nn.ModuleList(level(i, _RIGHT, reads=True) for i in range(count))  # type: ignore[assignment]
 
     def maps(self, v: Tensor, h: Tensor, embedding: Tensor | None) -> Tensor:
         return self._maps(0, v, h, embedding)[1]
