@@ -222,7 +222,7 @@ class GridNet(CausalNet):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.head.out[0].weight.dtype
+        return next(self.head.parameters()).dtype
 
     def init_state(self, n: int, given: Tensor | None = None) -> GridState:
         inner = [m for m in self.modules() if isinstance(m, Shifted) and m not in self.inputs]
