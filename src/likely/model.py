@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ class Recipe:
     """How a family trains well unattended.
 
     Attributes:
-        lr: peak learning rate of AdamW; a warm-up of `warmup` steps, then a cosine to zero over the budget.
+        optimizer: "adamw", or "muon" for the matrices of linear maps and AdamW for the rest.
+        lr: peak learning rate; a warm-up of `warmup` steps, then a cosine to zero over the budget.
         clip: largest gradient norm; larger ones are scaled down.
         ema: decay of the averaged weights that are evaluated and stored; 0 for none. It starts
             short and grows, so short runs are averaged over their tail only.
@@ -63,6 +64,7 @@ class Recipe:
     batch: int = 64
     bf16: bool = True
     patience: int = 10
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 class Model(nn.Module, ABC):

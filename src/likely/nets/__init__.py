@@ -36,6 +36,7 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
         "pixelcnn++": "likely.nets.causal.pixelcnnpp:PixelCNNPlusPlus",
         "pixelcnn": "likely.nets.causal.pixelcnn:PixelCNN",
         "made": "likely.nets.causal.made:MADE",
+        "transformer": "likely.nets.causal.transformer:CausalTransformer",
     },
     ("causal", "columns"): {
         "made": "likely.nets.causal.made:MADE",

@@ -87,11 +87,11 @@ def flatten_optimiser(prefix: str, state: dict[str, Any]) -> dict[str, Tensor]:
     return {f"{prefix}/{i}/{name}": t for i, slots in state["state"].items() for name, t in slots.items()}
 
 
-def unflatten_optimiser(prefix: str, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> dict[str, Any]:
-    """The inverse, into the skeleton `state` of a fresh optimiser."""
+def unflatten_optimiser(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The inverse."""
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(f"{prefix}/"):
             _, index, name = key.rsplit("/", 2)
             slots.setdefault(int(index), {})[name] = tensor
-    return {"state": slots, "param_groups": state["param_groups"]}
+    return {"state": slots}

@@ -170,7 +170,7 @@ class Trainer:
         loss = math.nan
         for turn, optimiser in self.weights.optimisers.items():
             loss = self._gradients(x, given, turn)
-            params = optimiser.param_groups[0]["params"] + optimiser.param_groups[1]["params"]
+            params = [p for group in optimiser.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(params, self.recipe.clip)
             if not torch.isfinite(norm):  # the same on all ranks, which hold the same gradient
                 self._skip()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from likely.model import Model, Recipe
 from likely.training.checkpoint import flatten_optimiser, unflatten_optimiser
+from likely.training.optimisers import optimiser_of
 
 __all__ = ["Weights", "under"]
 
@@ -16,14 +17,14 @@ class Weights:
     """`model` is trained; `shadow`, its exponential average, is validated and kept.
 
     Attributes:
-        optimisers: AdamW of each turn's submodule, weight decay on matrices and kernels only.
+        optimisers: of each turn's submodule.
         best: state of the shadow that validated best.
     """
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         self.model, self.recipe = model, recipe
         self.shadow: Model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimisers = {turn: _adamw(model, turn, recipe) for turn in model.turns}
+        self.optimisers = {turn: optimiser_of(model.get_submodule(turn), recipe) for turn in model.turns}
         self.best = _clone(self.shadow.state_dict())
         self._params, self._averages = list(model.parameters()), list(self.shadow.parameters())
 
@@ -61,7 +62,7 @@ class Weights:
         self.model.load_state_dict(under("model/", tensors))
         self.shadow.load_state_dict(under("shadow/", tensors))
         for turn, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(unflatten_optimiser(f"optimiser:{turn}", tensors, optimiser.state_dict()))
+            optimiser.load_state_dict(unflatten_optimiser(f"optimiser:{turn}", tensors))
 
     def of_this_rank(self) -> dict[str, Tensor]:
         """The buffers that differ by rank."""
@@ -75,10 +76,3 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _clone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().clone() for name, t in tensors.items()}
-
-
-def _adamw(model: Model, turn: str, recipe: Recipe) -> torch.optim.AdamW:
-    params = list(model.get_submodule(turn).parameters())
-    groups = [{"params": [p for p in params if p.ndim > 1]}, {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0}]
-    fused = params[0].device.type != "mps"
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused)

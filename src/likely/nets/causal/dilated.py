@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.causal import CausalNet
+from likely.nets.causal.inputs import NGrams
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
@@ -32,26 +33,6 @@ _SIZES = {  # width, depth, dropout, longest n-gram, buckets per n-gram table, w
     "small": (192, 6, 0.0, 4, 16384, 64),
     "base": (384, 12, 0.1, 6, 65536, 128),
 }
-_GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as int64
-
-
-class NGrams(nn.Module):
-    """The symbols before a place [..., n], latest first and 0 where there is none -> their embedding [..., width]."""
-
-    def __init__(self, levels: int, longest: int, buckets: int, inner: int, width: int) -> None:
-        super().__init__()
-        self.longest, self.buckets = longest, buckets
-        self.symbol, self.grams = nn.Embedding(levels + 1, inner), nn.Embedding((longest - 1) * buckets, inner)
-        nn.init.normal_(self.symbol.weight, std=0.1)
-        nn.init.normal_(self.grams.weight, std=0.02)
-        self.mix = nn.Linear(inner, width)
-
-    def forward(self, history: Tensor) -> Tensor:
-        key, rows = history[..., 0], []
-        for k in range(1, self.longest):
-            key = (key * self.symbol.num_embeddings + history[..., k]) * _GOLDEN
-            rows.append(((key >> 32) & (self.buckets - 1)) + (k - 1) * self.buckets)
-        return self.mix(self.symbol(history[..., 0]) + self.grams(torch.stack(rows, -1)).sum(-2))
 
 
 class Layer(nn.Module):
@@ -105,8 +86,7 @@ class DilatedConvolutions(CausalNet):
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         places = x.shape[1]
-        history = torch.stack([F.pad(x + 1, (k, 0))[:, :places] for k in range(1, self.longest + 1)], -1)
-        h = self._first(history, self.given(given, len(x)))
+        h = self._first(self.ngrams.histories(x), self.given(given, len(x)))
         for layer in self.layers:
             u = layer.norm(h)
             h = layer(h, u, F.pad(u, (0, 0, layer.dilation, 0))[:, :places])

@@ -1,4 +1,4 @@
-"""What a causal net sees of entries: numbers at order one, and codes where there are few levels."""
+"""What a causal net sees of entries (numbers at order one, and codes where there are few levels), and its output map."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from likely.space import MISSING, Space, Support, to_grid
 
-__all__ = ["Signs", "Tokens", "coded", "feature_width", "features", "raster", "standard", "tokens_of"]
+__all__ = ["NGrams", "Outputs", "Signs", "Tokens", "coded", "feature_width", "features", "raster", "standard", "tokens_of"]
 
 _CODED_UP_TO = 32
+_GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as int64
 
 
 def coded(s: Support) -> bool:
@@ -90,6 +91,7 @@ class Tokens(nn.Module):
         self.levels = [s.levels if coded(s) else 1 for s in space.supports]  # the next state is "missing"
         self.offsets = torch.tensor([0] + [k + s.missing for k, s in zip(self.levels, space.supports, strict=True)]).cumsum(0).tolist()
         self.state = nn.Embedding(self.offsets.pop(), width)
+        self.plain = len(space.supports) == 1 and coded(space.supports[0]) and not (space.supports[0].numeric or space.supports[0].missing)
         self.numbers = any(s.numeric for s in space.supports)
         if self.numbers:
             self.slope, self.shift = nn.Embedding(len(self.levels), width), nn.Embedding(len(self.levels), width)
@@ -97,6 +99,8 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """x [B, D] of the columns from `first` on (or of a sequence) -> [B, D, width]."""
+        if self.plain:
+            return self.state(x)
         columns = slice(first, first + x.shape[1]) if len(self.supports) > 1 else slice(0, 1)
         supports = self.supports[columns]
         value, lost = standard(supports, x)
@@ -108,3 +112,45 @@ class Tokens(nn.Module):
             return h
         u = value.asinh().to(h.dtype)[..., None]
         return h + self.mix(F.silu(u * self.slope.weight[columns] + self.shift.weight[columns]))
+
+
+class NGrams(nn.Module):
+    """The symbols before a place [..., n], latest first and 0 where there is none -> their embedding [..., width]."""
+
+    def __init__(self, levels: int, longest: int, buckets: int, inner: int, width: int) -> None:
+        super().__init__()
+        self.longest, self.buckets = longest, buckets
+        self.symbol, self.grams = nn.Embedding(levels + 1, inner), nn.Embedding((longest - 1) * buckets, inner)
+        nn.init.normal_(self.symbol.weight, std=0.1)
+        nn.init.normal_(self.grams.weight, std=0.02)
+        self.mix = nn.Linear(inner, width)
+
+    def histories(self, x: Tensor) -> Tensor:
+        """The symbols before each place of x [B, L], [B, L, longest]."""
+        return torch.stack([F.pad(x + 1, (k, 0))[:, : x.shape[1]] for k in range(1, self.longest + 1)], -1)
+
+    def forward(self, history: Tensor) -> Tensor:
+        key, rows = history[..., 0], []
+        for k in range(1, self.longest):
+            key = (key * self.symbol.num_embeddings + history[..., k]) * _GOLDEN
+            rows.append(((key >> 32) & (self.buckets - 1)) + (k - 1) * self.buckets)
+        return self.mix(self.symbol(history[..., 0]) + self.grams(torch.stack(rows, -1)).sum(-2))
+
+
+class Outputs(nn.Module):
+    """[B, L, width] -> [B, L, out]: `kinds` linear maps, entries take turns with them."""
+
+    def __init__(self, kinds: int, width: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(kinds, width, out) * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(kinds, out))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if len(self.weight) == 1:
+            return F.linear(h, self.weight[0].mT, self.bias[0])
+        each = h.reshape(-1, *self.weight.shape[:2])
+        return (torch.einsum("bdw,dwo->bdo", each, self.weight) + self.bias).reshape(*h.shape[:-1], -1)
+
+    def one(self, h: Tensor, kind: int) -> Tensor:
+        """h [n, width] of entries of one kind -> [n, out]."""
+        return torch.addmm(self.bias[kind], h, self.weight[kind])

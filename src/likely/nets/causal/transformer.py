@@ -1,91 +1,151 @@
-"""A causal transformer over the entries of a table or a sequence, with a cache of keys and values.
+"""A causal transformer over the entries of a sequence, a table or a grid.
 
-Token i is the vector of entry i - 1 plus that of place i; before the first stands a start token,
-which carries `given`. Tables have their own output map per column, sequences share one.
+    h_0,i = token(x_{i-1}) + position_i          (before the first entry stands a start token)
+    u     = h_l + attention(norm(h_l))           (see `attention`: full, a local window, linear)
+    h_l+1 = u + ffn(norm(u))                     swiglu: W3 (silu(W1 u) * W2 u),  relu2: W2 relu(W1 u)^2,  gelu: W2 gelu(W1 u)
+    parameters_i = W norm(h_L,i)                 (columns and channels have a W each, sequences share one)
+
+Entries of a grid go by row, column, channel. A sequence's tokens may hold the hashed n-grams that
+end there (see `NGrams`), which need not be learnt by attention then. `given` enters by the start
+token, or by scale and shift of every norm (film), or is a sequence to attend to (cross).
 
 References:
     | Attention is all you need (Vaswani et al., 2017) | https://arxiv.org/abs/1706.03762
-    | On layer normalization in the transformer architecture (Xiong et al., 2020) | https://arxiv.org/abs/2002.04745
+    | On layer normalization in the transformer architecture (pre-norm; Xiong et al., 2020) | https://arxiv.org/abs/2002.04745
+    | Root mean square layer normalization (Zhang and Sennrich, 2019) | https://arxiv.org/abs/1910.07467
+    | GLU variants improve transformer (SwiGLU; Shazeer, 2020) | https://arxiv.org/abs/2002.05202
+    | Primer: searching for efficient transformers (squared ReLU; So et al., 2021) | https://arxiv.org/abs/2109.08668
+    | Scalable diffusion models with transformers (adaptive norm; Peebles and Xie, 2023) | https://arxiv.org/abs/2212.09748
+    | Generative pretraining from pixels (images; Chen et al., 2020) | https://proceedings.mlr.press/v119/chen20s.html
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import Tokens
-from likely.nets.conditioning import Conditioner
+from likely.nets.causal.attention import LinearAttention, Place, Ring, SoftmaxAttention, Sums
+from likely.nets.causal.inputs import NGrams, Outputs, Tokens
+from likely.nets.conditioning import Conditioner, FiLM
+from likely.nets.positions import Positions
+from likely.nets.reader import CrossAttention, Reader
 from likely.space import Space
 
 __all__ = ["CausalTransformer", "TransformerState"]
 
-_SIZES = {  # width, depth, dropout
-    "tiny": (16, 1, 0.0),
-    "small": (64, 3, 0.1),
-    "base": (192, 6, 0.1),
+_SIZES = {  # width, depth, heads, dropout
+    "tiny": (16, 1, 2, 0.0),
+    "small": (64, 3, 4, 0.1),
+    "base": (192, 6, 6, 0.1),
 }
-_HEADS = 4
+_TEXT_SIZES = {
+    "tiny": (16, 1, 2, 0.0),
+    "small": (192, 4, 6, 0.1),
+    "base": (384, 8, 6, 0.2),
+}
+_NGRAMS = {  # longest n-gram, buckets per table, width of tables
+    "tiny": (2, 256, 8),
+    "small": (4, 16384, 64),
+    "base": (6, 65536, 128),
+}
+_NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+_FFNS = ("swiglu", "relu2", "gelu")
+_ATTENTIONS = ("full", "local", "linear")
+_WAYS = ("start", "film", "cross")
 
 
-class Attention(nn.Module):
-    """Multi-head attention of the newest tokens to the cached ones and, causally, to each other."""
+class FeedForward(nn.Module):
+    """The map of each token by itself; swiglu's hidden width is 8/3 of the token's, the others' is 4 times it."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, kind: str) -> None:
         super().__init__()
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        hidden = 8 * width // 3 if kind == "swiglu" else 4 * width
+        self.kind = kind
+        self.up = nn.Linear(width, 2 * hidden if kind == "swiglu" else hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, h: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(attended [B, L, width], keys and values [2, B, heads, cached + L, -1]); with a cache, L is 1."""
-        q, *kv = self.qkv(h).unflatten(-1, (3, _HEADS, -1)).permute(2, 0, 3, 1, 4)
-        known = torch.stack(kv) if cache is None else torch.cat([cache, torch.stack(kv)], 3)
-        attended = F.scaled_dot_product_attention(q, known[0], known[1], is_causal=cache is None)
-        return self.out(attended.transpose(1, 2).flatten(2)), known
+    def forward(self, h: Tensor) -> Tensor:
+        u = self.up(h)
+        if self.kind == "swiglu":
+            gate, value = u.chunk(2, -1)
+            return self.down(F.silu(gate) * value)
+        return self.down(F.relu(u).square() if self.kind == "relu2" else F.gelu(u))
+
+
+@dataclass
+class Context:
+    """What is given, as the net uses it: the start token [n, width], an embedding [n, width] for film, and
+    keys and values of a memory for each block [n, 2, heads, S, d] with the places that are filled [n, S]."""
+
+    start: Tensor
+    film: Tensor | None = None
+    memory: list[Tensor] | None = None
+    filled: Tensor | None = None
+
+
+class Norm(nn.Module):
+    """A norm of tokens, and with `film` a scale and shift of it by an embedding."""
+
+    def __init__(self, kind: str, width: int, *, film: bool) -> None:
+        super().__init__()
+        self.norm = _NORMS[kind](width)
+        self.film = FiLM(width, width) if film else None
+
+    def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
+        h = self.norm(h)
+        return h if self.film is None else self.film(h.movedim(-1, 1), embedding).movedim(1, -1)
 
 
 class Block(nn.Module):
-    """h + attention(norm(h)), then h + MLP(norm(h))."""
+    """Attention, attention to a memory where there is one, and a feed-forward map, each added to its normed input."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, attention: nn.Module, *, heads: int, norm: str, ffn: str, given_by: str | None, dropout: float) -> None:
         super().__init__()
-        self.norm_1, self.attention = nn.LayerNorm(width), Attention(width)
-        self.norm_2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = dropout
+        film = given_by == "film"
+        self.norm_1, self.attention = Norm(norm, width, film=film), attention
+        self.norm_x, self.cross = (Norm(norm, width, film=False), CrossAttention(width, heads)) if given_by == "cross" else (None, None)
+        self.norm_2, self.ffn, self.dropout = Norm(norm, width, film=film), FeedForward(width, ffn), dropout
 
-    def forward(self, h: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        attended, known = self.attention(self.norm_1(h), cache)
-        h = h + F.dropout(attended, self.dropout, self.training)
-        return h + F.dropout(self.down(F.silu(self.up(self.norm_2(h)))), self.dropout, self.training), known
+    def forward(self, h: Tensor, place: Place, context: Context, index: int, cache: Ring | Sums | None = None) -> Tensor:
+        """h [B, L, width], or the next token's [n, width] with a cache."""
+        h = h + self._drop(self.attention(self.norm_1(h, context.film), place, cache))
+        if self.cross is not None and self.norm_x is not None and context.memory is not None:
+            h = h + self._drop(self.cross(self.norm_x(h, None), context.memory[index], context.filled))
+        return h + self._drop(self.ffn(self.norm_2(h, context.film)))
 
-
-class Outputs(nn.Module):
-    """[B, D, width] -> [B, D, out] by a linear map of each entry's own, or by one where `entries` is 1."""
-
-    def __init__(self, entries: int, width: int, out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(entries, width, out) * width**-0.5)
-        self.bias = nn.Parameter(torch.zeros(entries, out))
-
-    def forward(self, h: Tensor, first: int = 0) -> Tensor:
-        """h of the entries from `first` on."""
-        if len(self.weight) == 1:
-            return h @ self.weight[0] + self.bias[0]
-        which = slice(first, first + h.shape[1])
-        return torch.einsum("bdw,dwo->bdo", h, self.weight[which]) + self.bias[which]
+    def _drop(self, h: Tensor) -> Tensor:
+        return F.dropout(h, self.dropout, self.training) if self.training and self.dropout else h
 
 
 @dataclass
 class TransformerState:
-    """Keys and values of each block, and the start token; updated in place by `step`."""
+    """What each block's attention keeps, and the last symbols [n, longest n-gram], latest first; updated in place by `step`."""
 
-    start: Tensor
-    caches: list[Tensor]
+    context: Context
+    caches: list[Ring | Sums]
+    history: Tensor | None
     entry: int = 0
 
 
 class CausalTransformer(CausalNet):
-    """Causal net of a table or sequence: x [B, D] -> parameters [B, D, out]."""
+    """Causal net: x [B, *shape] -> parameters [B, *shape, out].
+
+    Args:
+        heads: of queries; kv_heads: of keys and values, a divisor of it (as many by default).
+        norm: "layer" or "rms"; ffn: "swiglu", "relu2" or "gelu".
+        positions: "rotary", "learned", "sinusoidal" or "alibi".
+        attention: "full", "local" (within `window` entries) or "linear".
+        ngrams: longest n-gram in a token of a sequence; 0 for symbols alone.
+        given_by: "start", "film" or, of a sequence, "cross".
+
+    Raises: UsageError for unknown words and combinations that mean nothing.
+    """
+
+    blocks: Sequence[Block]
 
     def __init__(
         self,
@@ -97,36 +157,128 @@ class CausalTransformer(CausalNet):
         width: int | None = None,
         depth: int | None = None,
         dropout: float | None = None,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        norm: str = "layer",
+        ffn: str = "relu2",
+        positions: str | None = None,
+        attention: str | None = None,
+        window: int | None = None,
+        ngrams: int | None = None,
+        given_by: str | None = None,
     ) -> None:
         super().__init__()
-        preset = _SIZES[size]
-        width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
-        self.tokens, self.given = Tokens(space, width), Conditioner(given, width)
-        self.start, self.place = nn.Embedding(1, width), nn.Embedding(space.dims, width)
-        self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
-        self.norm, self.last = nn.LayerNorm(width), Outputs(len(space.supports), width, out)
-        self.order = torch.arange(space.dims)
+        text = space.layout == "sequence"
+        preset = (_TEXT_SIZES if text else _SIZES)[size]
+        width, depth, heads = width or preset[0], depth or preset[1], heads or preset[2]
+        dropout, kv_heads = preset[3] if dropout is None else dropout, kv_heads or heads
+        positions = positions or ("learned" if space.layout == "columns" else "rotary")
+        attention = attention or ("full" if window is None else "local")
+        given_by = _way(given, given_by)
+        _check(width, heads, kv_heads, norm, ffn, positions, attention)
+        self.space, self.window = space, (window or max(2, space.dims // 2)) if attention == "local" else space.dims
+
+        longest, buckets, inner = _NGRAMS[size]
+        longest = longest if ngrams is None else ngrams
+        self.tokens = NGrams(space.supports[0].levels, longest, buckets, inner, width) if text and longest else Tokens(space, width)
+        self.start = nn.Embedding(1, width)
+        self.given = Conditioner(given if given_by in ("start", "film") else None, width)
+        self.given_by, self.reader = given_by, Reader(given, width) if given is not None and given_by == "cross" else None
+        self.positions = Positions(space, positions, width=width, heads=heads, head_width=width // heads)
+
+        def attend() -> nn.Module:
+            return LinearAttention(width, heads, kv_heads) if attention == "linear" else SoftmaxAttention(width, heads, kv_heads, self.window)
+
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
+            Block(width, attend(), heads=heads, norm=norm, ffn=ffn, given_by=given_by, dropout=dropout) for _ in range(depth)
+        )
+        self.norm, self.last = Norm(norm, width, film=given_by == "film"), Outputs(len(space.supports), width, out)
+        self.order = torch.arange(space.dims).view(space.shape).movedim(0, -1).flatten()
+        relative = attention == "local" and positions in ("rotary", "alibi")
+        self.reach = depth * (self.window - 1) + max(1, longest) if text and relative else None
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        h = torch.cat([self._start(len(x), given), self.tokens(x[:, :-1])], 1) + self.place.weight[: x.shape[1]]
-        for block in self.blocks:
-            h, _ = block(h)
-        return self.last(self.norm(h))
+        entries = x.movedim(1, -1) if self.space.layout == "grid" else x
+        context, h = self._context(len(x), given), self._tokens(entries.flatten(1))
+        h = torch.cat([h[:, :1] + context.start[:, None], h[:, 1:]], 1)
+        added = self.positions.added(torch.arange(h.shape[1], device=h.device), h.dtype)
+        h = h if added is None else h + added
+        place = Place.whole(self.positions, h.shape[1], self.window, h.device, h.dtype)
+        for i, block in enumerate(self.blocks):
+            h = block(h, place, context, i)
+        parameters = self.last(self.norm(h, context.film)).unflatten(1, entries.shape[1:])
+        return parameters.movedim(-2, 1) if self.space.layout == "grid" else parameters
 
-    def _start(self, n: int, given: Tensor | None) -> Tensor:
-        """The token before the first entry, [n, 1, width]."""
-        start, embedding = self.start.weight.expand(n, 1, -1), self.given(given, n)
-        return start if embedding is None else start + embedding[:, None]
+    def _tokens(self, x: Tensor) -> Tensor:
+        """Entries in order [B, D] -> the vector of the one before each, [B, D, width]; of the first, a constant."""
+        if isinstance(self.tokens, NGrams):
+            return self.tokens(self.tokens.histories(x))
+        seen = self.tokens(x.reshape(-1, len(self.space.supports))).view(*x.shape, -1)
+        return F.pad(seen, (0, 0, 1, 0))[:, :-1]
+
+    def _context(self, n: int, given: Tensor | None) -> Context:
+        start = self.start.weight.expand(n, -1)
+        if self.reader is not None:
+            memory, filled = self.reader(_required(given))
+            known = [block.cross.read(memory) for block in self.blocks if block.cross is not None]
+            return Context(start, memory=known, filled=filled)
+        embedding = self.given(given, n)
+        if embedding is not None and self.given_by == "start":
+            return Context(start + embedding)
+        return Context(start, film=embedding)
 
     def init_state(self, n: int, given: Tensor | None = None) -> TransformerState:
-        start = self._start(n, given)
-        empty = start.new_zeros(2, n, _HEADS, 0, start.shape[-1] // _HEADS)
-        return TransformerState(start, [empty] * len(self.blocks))
+        weight = self.start.weight
+        longest = self.tokens.longest if isinstance(self.tokens, NGrams) else 0
+        history = torch.zeros(n, longest, dtype=torch.int64, device=weight.device) if longest else None
+        return TransformerState(self._context(n, given), [block.attention.init(n) for block in self.blocks], history)
 
     def step(self, state: TransformerState, x_i: Tensor | None) -> tuple[TransformerState, Tensor]:
-        token = state.start if x_i is None else self.tokens(x_i[:, None], state.entry - 1)
-        h = token + self.place.weight[state.entry]
+        h, entry, weight = self._token(state, x_i), state.entry, self.start.weight
+        added = self.positions.added(torch.tensor([entry], device=h.device), weight.dtype)
+        h = h if added is None else h + added
+        place = Place.next(self.positions, entry, self.window, h.device, weight.dtype)
         for i, block in enumerate(self.blocks):
-            h, state.caches[i] = block(h, state.caches[i])
+            h = block(h, place, state.context, i, state.caches[i])
         state.entry += 1
-        return state, self.last(self.norm(h), state.entry - 1)[:, 0]
+        return state, self.last.one(self.norm(h, state.context.film), entry % len(self.space.supports))
+
+    def _token(self, state: TransformerState, x_i: Tensor | None) -> Tensor:
+        """The newest token [n, width], of the previous entry's values [n]."""
+        if state.history is not None:
+            if x_i is not None:
+                state.history = torch.cat([x_i[:, None] + 1, state.history[:, :-1]], 1)
+            h = self.tokens(state.history)
+            return h + state.context.start if x_i is None else h
+        if x_i is None:
+            return state.context.start
+        return self.tokens(x_i[:, None], (state.entry - 1) % len(self.space.supports))[:, 0]
+
+
+def _way(given: Space | None, way: str | None) -> str | None:
+    """How `given` enters: as asked for, or by what it is."""
+    if given is None:
+        return None
+    if way is None:
+        return "cross" if given.layout == "sequence" else "start"
+    if way not in _WAYS:
+        raise UsageError(f"Unknown given_by '{way}'.", nearest(way, _WAYS))
+    if way == "cross" and given.layout != "sequence":
+        raise UsageError(f"Only a sequence can be attended to, not {given.layout} data.", "Pass given_by='start' or 'film'.")
+    return way
+
+
+def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions: str, attention: str) -> None:
+    for name, word, known in (("norm", norm, tuple(_NORMS)), ("ffn", ffn, _FFNS), ("attention", attention, _ATTENTIONS)):
+        if word not in known:
+            raise UsageError(f"Unknown {name} '{word}'.", nearest(word, known))
+    if width % heads or heads % kv_heads:
+        raise UsageError(f"width={width}, heads={heads}, kv_heads={kv_heads} do not divide.", "Each must divide the one before.")
+    if attention == "linear" and positions == "alibi":
+        raise UsageError("Linear attention has no scores for alibi to bias.", "Pass positions='rotary'.")
+
+
+def _required(given: Tensor | None) -> Tensor:
+    if given is None:
+        raise UsageError("This model is conditional, p(x | given), but no `given` was passed.", "Pass the sequence it is conditioned on.")
+    return given

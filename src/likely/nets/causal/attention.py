@@ -1,0 +1,193 @@
+"""Causal attention of grouped heads, whole or step by step with a state of bounded size.
+
+    softmax     y_i = sum_j a_ij v_j,   a_i. = softmax over j of (q_i . k_j / sqrt(d) + bias_ij),   i - w < j <= i
+    linear      y_i = sum_{j<=i} (phi(q_i) . phi(k_j)) v_j / sum_{j<=i} phi(q_i) . phi(k_j),   phi = 1 + elu
+                    = S_i^T phi(q_i) / (z_i . phi(q_i)),   S_i = S_{i-1} + phi(k_i) v_i^T,   z_i = z_{i-1} + phi(k_i)
+
+The window w of softmax attention is the option of local attention; of full attention it is the
+length of an example, which it does not bite. Steps keep the last w keys and values in a ring, or S
+and z, which do not grow at all. Several query heads may share a head of keys and values, which
+makes the ring smaller. Rotations of q and k act, in linear attention, on the numerator alone.
+
+References:
+    | Attention is all you need (Vaswani et al., 2017) | https://arxiv.org/abs/1706.03762
+    | GQA: training generalized multi-query transformer models (Ainslie et al., 2023) | https://arxiv.org/abs/2305.13245
+    | Longformer: the long-document transformer (local windows; Beltagy et al., 2020) | https://arxiv.org/abs/2004.05150
+    | Transformers are RNNs: fast autoregressive transformers with linear attention (Katharopoulos et al., 2020) | https://arxiv.org/abs/2006.16236
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from likely.nets.positions import Positions
+
+__all__ = ["LinearAttention", "Place", "Ring", "SoftmaxAttention", "Sums"]
+
+_CHUNK = 64  # places that linear attention treats as one square
+
+
+@dataclass(frozen=True)
+class Place:
+    """What attention has to know of places: rotations [L, head_width / 2], and a bias or mask of scores, -inf where none is allowed."""
+
+    turns: Tensor | None
+    mask: Tensor | None
+
+    @classmethod
+    def whole(cls, positions: Positions, length: int, window: int, device: torch.device, dtype: torch.dtype) -> "Place":
+        """Of places 0 .. length - 1. The mask is [heads or 1, blocks, w, 2 w] if they are more than a window, see `_in_blocks`."""
+        place = torch.arange(length, device=device)
+        turns = positions.turns(place, dtype)
+        if length <= window:
+            query, key = place[:, None], place[None]
+        else:
+            block = torch.arange(0, length, window, device=device)[:, None, None]
+            inner = torch.arange(2 * window, device=device)
+            query, key = block + inner[:window, None], block - window + inner
+        allowed = (key <= query) & (key > query - window) & (key >= 0)
+        bias = positions.bias(query, key, dtype)
+        if bias is None and length <= window:
+            return cls(turns, None)  # plainly causal
+        bias = torch.zeros(1, *allowed.shape, dtype=dtype, device=device) if bias is None else bias
+        return cls(turns, bias.masked_fill(~allowed, -torch.inf))
+
+    @classmethod
+    def next(cls, positions: Positions, place: int, window: int, device: torch.device, dtype: torch.dtype) -> "Place":
+        """Of one place; its bias is per slot of the ring, [heads, min(place + 1, window)]."""
+        here = torch.tensor([place], device=device)
+        slot = torch.arange(min(place + 1, window), device=device)
+        return cls(positions.turns(here, dtype), positions.bias(here, place - (place - slot) % window, dtype))
+
+
+@dataclass
+class Ring:
+    """The last keys and values, [n, 2, heads, window, head_width]; place t is in slot t mod window. Updated in place."""
+
+    known: Tensor
+    seen: int = 0
+
+    def push(self, pair: Tensor) -> Tensor:
+        """Take a key and value [n, 2, heads, head_width], give all that are known [n, 2, heads, known, head_width]."""
+        self.known[:, :, :, self.seen % self.known.shape[3]] = pair
+        self.seen += 1
+        return self.known[:, :, :, : self.seen]
+
+
+@dataclass
+class Sums:
+    """S [n, heads, d, d] and z [n, heads, d]: all that linear attention keeps, updated in place."""
+
+    products: Tensor
+    keys: Tensor
+
+
+class _Grouped(nn.Module):
+    """Queries of all heads, keys and values of fewer, from one linear map."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def _split(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """(queries and keys, values), [..., heads, head_width] with the keys' heads after those of the queries."""
+        every = self.qkv(h).unflatten(-1, (-1, self.head_width))
+        return every.split([self.heads + self.kv_heads, self.kv_heads], -2)  # type: ignore[return-value]
+
+    def _spread(self, k: Tensor) -> Tensor:
+        """Keys or values [B, L, kv_heads, d] for each head of queries, [B, heads, L, d]."""
+        k = k.transpose(1, 2)
+        return k if self.heads == self.kv_heads else k.repeat_interleave(self.heads // self.kv_heads, 1)
+
+
+def rotated(x: Tensor, turns: Tensor | None) -> Tensor:
+    """x [..., L, heads, d], or [n, heads, d] with one turn, whose pairs are complex numbers, turned."""
+    if turns is None:
+        return x
+    wide = x if x.dtype == torch.float64 else x.float()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(x.dtype)
+
+
+class SoftmaxAttention(_Grouped):
+    """Attention to the window's keys; see the formulas above."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, window: int) -> None:
+        super().__init__(width, heads, kv_heads)
+        self.window = window
+
+    def forward(self, h: Tensor, place: Place, cache: Ring | None = None) -> Tensor:
+        """h [B, L, width], or the next token's [n, width] with a cache -> the same shape."""
+        qk, v = self._split(h)
+        qk = rotated(qk, place.turns)
+        q, k = qk.split([self.heads, self.kv_heads], -2)
+        if cache is not None:
+            return self.out(self._step(q, cache.push(torch.stack([k, v], 1)), place.mask))
+        q, k, v = q.transpose(1, 2), self._spread(k), self._spread(v)
+        if h.shape[1] > self.window:
+            y = _in_blocks(q, k, v, place.mask, self.window)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, place.mask, is_causal=place.mask is None)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def init(self, n: int) -> Ring:
+        return Ring(self.out.weight.new_zeros(n, 2, self.kv_heads, self.window, self.head_width))
+
+    def _step(self, q: Tensor, known: Tensor, bias: Tensor | None) -> Tensor:
+        """q [n, heads, d]; heads that share keys are rows of one product."""
+        q = q.unflatten(1, (self.kv_heads, -1))
+        bias = None if bias is None else bias.unflatten(0, (self.kv_heads, -1))
+        return F.scaled_dot_product_attention(q, known[:, 0], known[:, 1], bias).flatten(1)
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int) -> Tensor:
+    """Softmax attention within a window by blocks of `window` queries, each to its own block of keys and the one before.
+
+    q, k, v [B, heads, L, d]; mask [heads or 1, blocks, window, 2 window].
+    """
+    (batch, heads, length, width), end = q.shape, -q.shape[2] % window
+    q = F.pad(q, (0, 0, 0, end)).reshape(batch, -1, window, width)
+    k, v = (F.pad(t, (0, 0, window, end)).unfold(2, 2 * window, window).transpose(3, 4).flatten(1, 2) for t in (k, v))
+    mask = None if mask is None else mask.expand(heads, -1, -1, -1).flatten(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, mask).view(batch, heads, -1, width)[:, :, :length]
+
+
+class LinearAttention(_Grouped):
+    """Attention whose kernel is a product of features; its state does not grow."""
+
+    def forward(self, h: Tensor, place: Place, cache: Sums | None = None) -> Tensor:
+        """h [B, L, width], or the next token's [n, width] with a cache -> the same shape."""
+        qk, v = self._split(h)
+        features = 1 + F.elu(qk.float() if qk.dtype == torch.bfloat16 else qk)
+        turned = rotated(features, place.turns)
+        if cache is not None:
+            return self.out(self._step(features, turned, v.to(features.dtype), cache))
+        (q, k), (qt, kt) = (x.split([self.heads, self.kv_heads], -2) for x in (features, turned))
+        q, qt, k, kt, v = q.transpose(1, 2), qt.transpose(1, 2), self._spread(k), self._spread(kt), self._spread(v).to(features.dtype)
+        below = (q * k.cumsum(2)).sum(-1, keepdim=True)
+        return self.out((_linear(qt, kt, v) / below).transpose(1, 2).flatten(2).to(h.dtype))
+
+    def init(self, n: int) -> Sums:
+        weight, d = self.out.weight, self.head_width
+        return Sums(weight.new_zeros(n, self.kv_heads, d, d), weight.new_zeros(n, self.kv_heads, d))
+
+    def _step(self, features: Tensor, turned: Tensor, v: Tensor, cache: Sums) -> Tensor:
+        """One place: features and turned [n, heads + kv_heads, d], v [n, kv_heads, d]."""
+        (q, k), (qt, kt) = (x.split([self.heads, self.kv_heads], 1) for x in (features, turned))
+        cache.products += kt[..., None] * v[..., None, :]
+        cache.keys += k
+        q, qt = (x.unflatten(1, (self.kv_heads, -1)) for x in (q, qt))
+        return (qt @ cache.products / (q @ cache.keys[..., None])).flatten(1)
+
+
+def _linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """sum_{j<=i} (q_i . k_j) v_j, [B, heads, L, d]: squares within chunks, and the sum of the chunks before."""
+    products, parts = 0.0, []
+    for a, b, c in zip(q.split(_CHUNK, 2), k.split(_CHUNK, 2), v.split(_CHUNK, 2), strict=True):
+        parts.append((a @ b.mT).tril() @ c + a @ products if parts else (a @ b.mT).tril() @ c)
+        products = products + b.mT @ c
+    return torch.cat(parts, 2)

@@ -1,0 +1,92 @@
+"""Reading a sequence that is given (a caption, a source sentence): a memory with a vector per symbol, to attend to.
+
+A symbol's vector depends on all others, those after it, too. Memory begins with a place of its own,
+so that an empty sequence can be read as well.
+
+References:
+    | Neural machine translation by jointly learning to align and translate (Bahdanau et al., 2015) | https://arxiv.org/abs/1409.0473
+    | Attention is all you need (the encoder; Vaswani et al., 2017) | https://arxiv.org/abs/1706.03762
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from likely.nets.positions import Positions
+from likely.space import Space
+
+__all__ = ["CrossAttention", "Reader", "RecurrentReader"]
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens to a memory, some of whose places may be empty."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv, self.out = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width), nn.Linear(width, width)
+
+    def read(self, memory: Tensor) -> Tensor:
+        """Keys and values of a memory [B, S, width]: [B, 2, heads, S, width / heads]."""
+        return self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(0, 2, 3, 1, 4)
+
+    def forward(self, h: Tensor, known: Tensor, filled: Tensor) -> Tensor:
+        """h [B, L, width] or [B, width], known from `read`, filled [B, S] -> the shape of h."""
+        q = self.q(h).view(len(h), -1, self.heads, known.shape[-1]).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, known[:, 0], known[:, 1], filled[:, None, None])
+        return self.out(y.transpose(1, 2).reshape(h.shape))
+
+
+class _Block(nn.Module):
+    """h + attention(norm(h)), then h + W2 gelu(W1 norm(h)); attention in both directions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_1, self.attention, self.norm_2 = nn.LayerNorm(width), CrossAttention(width, heads), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, h: Tensor, filled: Tensor) -> Tensor:
+        u = self.norm_1(h)
+        h = h + self.attention(u, self.attention.read(u), filled)
+        return h + self.down(F.gelu(self.up(self.norm_2(h))))
+
+
+class Reader(nn.Module):
+    """A bidirectional transformer: given [B, S] -> (memory [B, 1 + S, width], which places are filled)."""
+
+    def __init__(self, space: Space, width: int, *, depth: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.symbol = nn.Embedding(space.supports[0].levels + 1, width)  # the last begins every sequence
+        self.positions = Positions(space, "sinusoidal", width=width, heads=heads, head_width=width // heads)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        h, filled = _embedded(self.symbol, given)
+        added = self.positions.added(torch.arange(h.shape[1], device=h.device), h.dtype)
+        h = h if added is None else h + added
+        for block in self.blocks:
+            h = block(h, filled)
+        return self.norm(h), filled
+
+
+class RecurrentReader(nn.Module):
+    """A GRU in both directions: given [B, S] -> (memory [B, 1 + S, width], which are filled, last states of both [B, width])."""
+
+    def __init__(self, space: Space, width: int) -> None:
+        super().__init__()
+        self.symbol = nn.Embedding(space.supports[0].levels + 1, width)
+        self.cells = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h, filled = _embedded(self.symbol, given)
+        packed = nn.utils.rnn.pack_padded_sequence(h, filled.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        memory, last = self.cells(packed)
+        memory, _ = nn.utils.rnn.pad_packed_sequence(memory, batch_first=True, total_length=h.shape[1])
+        return memory, filled, last.transpose(0, 1).flatten(1)
+
+
+def _embedded(table: nn.Embedding, given: Tensor) -> tuple[Tensor, Tensor]:
+    """(vectors [B, 1 + S, width] of strings [B, S] padded with -1, after that of their beginning; which places are filled)."""
+    filled = F.pad(given >= 0, (1, 0), value=True)
+    return table(F.pad(given.clamp_min(0), (1, 0), value=table.num_embeddings - 1)), filled
