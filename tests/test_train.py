@@ -1,6 +1,7 @@
 """The loop: budgets, early stopping, kill and resume bit for bit, and every fault of the table."""
 
 import contextlib
+import copy
 import errno
 import json
 import os
@@ -22,7 +23,8 @@ from likely.model import Recipe
 from likely.space import Space
 from likely.training import trainer as trainer_module
 from likely.training.budget import Budget
-from likely.training.checkpoint import Checkpoints
+from likely.training.checkpoint import Checkpoints, flatten_optimiser, unflatten_optimiser
+from likely.training.optimisers import optimiser_of
 from likely.training.order import batch_rows
 from strangers import Independent
 
@@ -138,6 +140,41 @@ def test_the_log_has_a_line_per_report(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "m/log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 40
     assert len(lines) >= 20
+
+
+# --- optimisers ----------------------------------------------------------------------------------------
+
+
+def test_muon_turns_the_matrices_of_linear_maps_and_adamw_the_rest():
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 6), torch.nn.LayerNorm(6))
+    optimiser = optimiser_of(module, Recipe(optimizer="muon"))
+    before, matrix = module[1].weight.detach().clone(), module[1].weight
+    module(torch.arange(5)).square().sum().backward()
+    optimiser.step()
+    assert [type(part).__name__ for part in optimiser.parts] == ["AdamW", "Muon"]
+    assert [id(p) for group in optimiser.parts[1].param_groups for p in group["params"]] == [id(matrix)]
+    singular = torch.linalg.svdvals((matrix - before).float())
+    assert singular.max() / singular.min() < 3  # near to orthogonal, whatever the gradient was
+
+
+def test_the_state_of_muon_survives():
+    def trained(optimiser, steps):
+        for _ in range(steps):
+            optimiser.zero_grad()
+            module(torch.arange(5)).square().sum().backward()
+            optimiser.step()
+
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 6))
+    first = optimiser_of(module, Recipe(optimizer="muon"))
+    trained(first, 3)
+    weights, state = copy.deepcopy(module.state_dict()), copy.deepcopy(first.state_dict())
+    trained(first, 2)
+    wanted = copy.deepcopy(module.state_dict())
+    module.load_state_dict(weights)
+    again = optimiser_of(module, Recipe(optimizer="muon"))
+    again.load_state_dict(unflatten_optimiser("o", flatten_optimiser("o", state)))
+    trained(again, 2)
+    assert all(torch.equal(wanted[name], t) for name, t in module.state_dict().items())
 
 
 # --- kill and resume ---------------------------------------------------------------------------------

@@ -41,10 +41,12 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("causal", "columns"): {
         "made": "likely.nets.causal.made:MADE",
         "transformer": "likely.nets.causal.transformer:CausalTransformer",
+        "rnn": "likely.nets.causal.rnn:RecurrentNet",
     },
     ("causal", "sequence"): {
         "dilated": "likely.nets.causal.dilated:DilatedConvolutions",
         "transformer": "likely.nets.causal.transformer:CausalTransformer",
+        "rnn": "likely.nets.causal.rnn:RecurrentNet",
     },
     ("encoder", "grid"): {
         "auto": "likely.nets.autoencoder:grid_encoder",

@@ -1,5 +1,7 @@
 """How every net takes `given`: an embedding of it, and FiLM to apply the embedding.
 
+Nets that attend read a sequence place by place instead (see `reader`).
+
 References:
     | FiLM: Visual reasoning with a general conditioning layer (Perez et al., 2018) | https://arxiv.org/abs/1709.07871
     | Classifier-free diffusion guidance (Ho and Salimans, 2022) | https://arxiv.org/abs/2207.12598
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from likely.errors import UsageError
+from likely.nets.reader import Reader
 from likely.space import Space
 
 __all__ = ["Conditioner", "FiLM", "expand_like"]
@@ -20,7 +23,8 @@ def expand_like(v: Tensor, like: Tensor) -> Tensor:
 
 
 class Conditioner(nn.Module):
-    """`given` -> embedding [B, width]: labels by lookup, numbers by a linear map, summed over columns.
+    """`given` -> embedding [B, width]: labels by lookup, numbers by a linear map, summed over columns;
+    a sequence by the mean of what a transformer reads at its places.
 
     The one place that says what a missing `given` means: the null embedding where the model was
     built with dropout of it, an error otherwise.
@@ -28,10 +32,11 @@ class Conditioner(nn.Module):
 
     def __init__(self, given: Space | None, width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        if given is not None and given.layout not in ("columns", "grid"):
-            raise UsageError(f"Conditioning on {given.layout} data is not there yet.", "Labels, vectors and images are.")
+        if given is not None and given.layout not in ("columns", "grid", "sequence"):
+            raise UsageError(f"Conditioning on {given.layout} data is not there yet.", "Labels, vectors, images and texts are.")
         self.given, self.width, self.dropout = given, width, dropout
-        nominals = given.nominals if given else []
+        self.reader = Reader(given, width) if given is not None and given.layout == "sequence" else None
+        nominals = given.nominals if given is not None and self.reader is None else []
         self.tables = nn.ModuleList(nn.Embedding(given.supports[i].levels + 1, width) for i in nominals) if given else nn.ModuleList()
         numbers = len(given.numbers) * (given.dims // given.shape[0]) if given else 0
         self.linear = nn.Linear(2 * numbers, width) if numbers else None
@@ -57,6 +62,9 @@ class Conditioner(nn.Module):
         return torch.where(drop, self.null.weight, embedding)
 
     def _embed(self, space: Space, given: Tensor) -> Tensor:
+        if self.reader is not None:
+            memory, filled = self.reader(given)
+            return (memory * filled[..., None]).sum(1) / filled.sum(1, keepdim=True)
         parts = [table(given[:, i] + 1) for table, i in zip(self.tables, space.nominals, strict=True)]
         if self.linear is not None:
             number = given[:, space.numbers].to(self.linear.weight.dtype)  # a codec's net is in float64

@@ -68,7 +68,7 @@ class Positions(nn.Module):
 
     def added(self, place: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What is added to the tokens at places [L], [L, width]."""
-        parts = [table(at) for table, at in zip(self.tables, self.coordinates(place))]  # noqa: B905 - none, or one per axis
+        parts = [table(at) for table, at in zip(self.tables, self.coordinates(place), strict=True)] if self.kind == "learned" else []
         if self.channel is not None:
             parts.append(self.channel(place % self.channels))
         if self.kind == "sinusoidal":

@@ -8,14 +8,17 @@ References:
     | Attention is all you need (the encoder; Vaswani et al., 2017) | https://arxiv.org/abs/1706.03762
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.errors import UsageError
 from likely.nets.positions import Positions
 from likely.space import Space
 
-__all__ = ["CrossAttention", "Reader", "RecurrentReader"]
+__all__ = ["CrossAttention", "Reader", "RecurrentReader", "required"]
 
 
 class CrossAttention(nn.Module):
@@ -54,8 +57,9 @@ class _Block(nn.Module):
 class Reader(nn.Module):
     """A bidirectional transformer: given [B, S] -> (memory [B, 1 + S, width], which places are filled)."""
 
-    def __init__(self, space: Space, width: int, *, depth: int = 2, heads: int = 4) -> None:
+    def __init__(self, space: Space, width: int, *, depth: int = 2) -> None:
         super().__init__()
+        heads = math.gcd(width // 2, 4)
         self.symbol = nn.Embedding(space.supports[0].levels + 1, width)  # the last begins every sequence
         self.positions = Positions(space, "sinusoidal", width=width, heads=heads, head_width=width // heads)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
@@ -84,6 +88,13 @@ class RecurrentReader(nn.Module):
         memory, last = self.cells(packed)
         memory, _ = nn.utils.rnn.pad_packed_sequence(memory, batch_first=True, total_length=h.shape[1])
         return memory, filled, last.transpose(0, 1).flatten(1)
+
+
+def required(given: Tensor | None) -> Tensor:
+    """The sequence that a conditional net cannot do without."""
+    if given is None:
+        raise UsageError("This model is conditional, p(x | given), but no `given` was passed.", "Pass the sequence it is conditioned on.")
+    return given
 
 
 def _embedded(table: nn.Embedding, given: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from likely.nets.causal.attention import LinearAttention, Place, Ring, SoftmaxAt
 from likely.nets.causal.inputs import NGrams, Outputs, Tokens
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.nets.positions import Positions
-from likely.nets.reader import CrossAttention, Reader
+from likely.nets.reader import CrossAttention, Reader, required
 from likely.space import Space
 
 __all__ = ["CausalTransformer", "TransformerState"]
@@ -139,7 +139,7 @@ class CausalTransformer(CausalNet):
         norm: "layer" or "rms"; ffn: "swiglu", "relu2" or "gelu".
         positions: "rotary", "learned", "sinusoidal" or "alibi".
         attention: "full", "local" (within `window` entries) or "linear".
-        ngrams: longest n-gram in a token of a sequence; 0 for symbols alone.
+        ngrams: longest n-gram in a token of a sequence; 1 for symbols alone.
         given_by: "start", "film" or, of a sequence, "cross".
 
     Raises: UsageError for unknown words and combinations that mean nothing.
@@ -180,14 +180,16 @@ class CausalTransformer(CausalNet):
 
         longest, buckets, inner = _NGRAMS[size]
         longest = longest if ngrams is None else ngrams
-        self.tokens = NGrams(space.supports[0].levels, longest, buckets, inner, width) if text and longest else Tokens(space, width)
+        self.tokens = NGrams(space.supports[0].levels, longest, buckets, inner, width) if text and longest > 1 else Tokens(space, width)
         self.start = nn.Embedding(1, width)
         self.given = Conditioner(given if given_by in ("start", "film") else None, width)
         self.given_by, self.reader = given_by, Reader(given, width) if given is not None and given_by == "cross" else None
         self.positions = Positions(space, positions, width=width, heads=heads, head_width=width // heads)
 
         def attend() -> nn.Module:
-            return LinearAttention(width, heads, kv_heads) if attention == "linear" else SoftmaxAttention(width, heads, kv_heads, self.window)
+            return (
+                LinearAttention(width, heads, kv_heads) if attention == "linear" else SoftmaxAttention(width, heads, kv_heads, self.window)
+            )
 
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
             Block(width, attend(), heads=heads, norm=norm, ffn=ffn, given_by=given_by, dropout=dropout) for _ in range(depth)
@@ -201,8 +203,7 @@ class CausalTransformer(CausalNet):
         entries = x.movedim(1, -1) if self.space.layout == "grid" else x
         context, h = self._context(len(x), given), self._tokens(entries.flatten(1))
         h = torch.cat([h[:, :1] + context.start[:, None], h[:, 1:]], 1)
-        added = self.positions.added(torch.arange(h.shape[1], device=h.device), h.dtype)
-        h = h if added is None else h + added
+        h = self._placed(h, torch.arange(h.shape[1], device=h.device), h.shape[1])
         place = Place.whole(self.positions, h.shape[1], self.window, h.device, h.dtype)
         for i, block in enumerate(self.blocks):
             h = block(h, place, context, i)
@@ -216,10 +217,18 @@ class CausalTransformer(CausalNet):
         seen = self.tokens(x.reshape(-1, len(self.space.supports))).view(*x.shape, -1)
         return F.pad(seen, (0, 0, 1, 0))[:, :-1]
 
+    def _placed(self, h: Tensor, place: Tensor, end: int) -> Tensor:
+        """Tokens at places before `end`, told where they are."""
+        longest = self.positions.longest
+        if longest is not None and end > longest:
+            raise UsageError(f"Learned positions end after {longest} places.", "Fit with positions='rotary' for longer texts.")
+        added = self.positions.added(place, h.dtype)
+        return h if added is None else h + added
+
     def _context(self, n: int, given: Tensor | None) -> Context:
         start = self.start.weight.expand(n, -1)
         if self.reader is not None:
-            memory, filled = self.reader(_required(given))
+            memory, filled = self.reader(required(given))
             known = [block.cross.read(memory) for block in self.blocks if block.cross is not None]
             return Context(start, memory=known, filled=filled)
         embedding = self.given(given, n)
@@ -235,8 +244,7 @@ class CausalTransformer(CausalNet):
 
     def step(self, state: TransformerState, x_i: Tensor | None) -> tuple[TransformerState, Tensor]:
         h, entry, weight = self._token(state, x_i), state.entry, self.start.weight
-        added = self.positions.added(torch.tensor([entry], device=h.device), weight.dtype)
-        h = h if added is None else h + added
+        h = self._placed(h, torch.tensor([entry], device=h.device), entry + 1)
         place = Place.next(self.positions, entry, self.window, h.device, weight.dtype)
         for i, block in enumerate(self.blocks):
             h = block(h, place, state.context, i, state.caches[i])
@@ -276,9 +284,3 @@ def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions
         raise UsageError(f"width={width}, heads={heads}, kv_heads={kv_heads} do not divide.", "Each must divide the one before.")
     if attention == "linear" and positions == "alibi":
         raise UsageError("Linear attention has no scores for alibi to bias.", "Pass positions='rotary'.")
-
-
-def _required(given: Tensor | None) -> Tensor:
-    if given is None:
-        raise UsageError("This model is conditional, p(x | given), but no `given` was passed.", "Pass the sequence it is conditioned on.")
-    return given
