@@ -105,7 +105,7 @@ def test_texts_of_any_length(options):
     torch.testing.assert_close(stepped(net, x), net(x), rtol=1e-9, atol=1e-9)
     state = net.init_state(2)
     for cache in state.caches:
-        assert not isinstance(cache, Ring) or cache.known.shape[3] == options.get("window", 9)
+        assert not isinstance(cache, Ring) or cache.keys.shape[2] == options.get("window", 9)
 
 
 def test_learned_positions_end():

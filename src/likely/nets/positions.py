@@ -54,6 +54,8 @@ class Positions(nn.Module):
         self.channel = nn.Embedding(self.channels, width) if self.channels > 1 else None
         for table in [*self.tables, *([self.channel] if self.channel else [])]:
             nn.init.normal_(table.weight, std=0.02)
+        split = (width if kind == "sinusoidal" else head_width) // len(self.sizes)
+        self.speed = _BASE ** -(torch.arange(0, split, 2, dtype=torch.float64) / split)  # angle per place
         self.register_buffer("slopes", 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads), persistent=False)
 
     @property
@@ -72,7 +74,7 @@ class Positions(nn.Module):
         if self.channel is not None:
             parts.append(self.channel(place % self.channels))
         if self.kind == "sinusoidal":
-            angle = self._angles(place, self.width)
+            angle = self._angles(place)
             parts.append(torch.cat([angle.sin(), angle.cos()], -1).to(dtype))
         return torch.stack(parts).sum(0) if parts else None
 
@@ -80,7 +82,7 @@ class Positions(nn.Module):
         """Complex rotations [L, head_width / 2] of queries and keys at places [L]."""
         if self.kind != "rotary":
             return None
-        angle = self._angles(place, self.head_width)
+        angle = self._angles(place)
         turns = torch.polar(torch.ones_like(angle), angle)
         return turns if dtype == torch.float64 else turns.to(torch.complex64)
 
@@ -92,8 +94,7 @@ class Positions(nn.Module):
         distance = torch.stack([(i - j).abs() for i, j in pairs]).sum(0)
         return -self.slopes.to(dtype).view(-1, *[1] * distance.ndim) * distance
 
-    def _angles(self, place: Tensor, width: int) -> Tensor:
-        """Angles [L, width / 2], float64, an equal share for each coordinate."""
-        share = width // len(self.sizes)
-        speed = _BASE ** -(torch.arange(0, share, 2, device=place.device, dtype=torch.float64) / share)
+    def _angles(self, place: Tensor) -> Tensor:
+        """Angles [L, half of the numbers], float64, an equal share for each coordinate."""
+        speed = self.speed.to(place.device)
         return torch.cat([at[:, None] * speed for at in self.coordinates(place)], -1)

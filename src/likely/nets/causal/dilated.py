@@ -71,12 +71,13 @@ class DilatedConvolutions(CausalNet):
         width: int | None = None,
         depth: int | None = None,
         dropout: float | None = None,
+        gram_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
         width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
         self.longest, (length,) = preset[3], space.shape
-        self.ngrams = NGrams(space.supports[0].levels, *preset[3:], width)
+        self.ngrams = NGrams(space.supports[0].levels, *preset[3:], width, gram_dropout)
         self.given = Conditioner(given, width)
         cycle = max(1, (length // 2).bit_length())  # dilations 1, 2, 4 ... up to half a window
         self.layers = nn.ModuleList(Layer(width, 2 ** (i % cycle), dropout) for i in range(depth))  # type: ignore[assignment]

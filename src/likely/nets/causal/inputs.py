@@ -115,11 +115,14 @@ class Tokens(nn.Module):
 
 
 class NGrams(nn.Module):
-    """The symbols before a place [..., n], latest first and 0 where there is none -> their embedding [..., width]."""
+    """The symbols before a place [..., n], latest first and 0 where there is none -> their embedding [..., width].
 
-    def __init__(self, levels: int, longest: int, buckets: int, inner: int, width: int) -> None:
+    `dropout` leaves out whole n-grams in training, so that what follows a rare one is not told by heart alone.
+    """
+
+    def __init__(self, levels: int, longest: int, buckets: int, inner: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.longest, self.buckets = longest, buckets
+        self.longest, self.buckets, self.dropout = longest, buckets, dropout
         self.symbol, self.grams = nn.Embedding(levels + 1, inner), nn.Embedding((longest - 1) * buckets, inner)
         nn.init.normal_(self.symbol.weight, std=0.1)
         nn.init.normal_(self.grams.weight, std=0.02)
@@ -134,7 +137,11 @@ class NGrams(nn.Module):
         for k in range(1, self.longest):
             key = (key * self.symbol.num_embeddings + history[..., k]) * _GOLDEN
             rows.append(((key >> 32) & (self.buckets - 1)) + (k - 1) * self.buckets)
-        return self.mix(self.symbol(history[..., 0]) + self.grams(torch.stack(rows, -1)).sum(-2))
+        grams = self.grams(torch.stack(rows, -1))
+        if self.training and self.dropout:
+            kept = torch.rand(grams.shape[:-1], device=grams.device) >= self.dropout
+            grams = grams * (kept / (1 - self.dropout))[..., None]
+        return self.mix(self.symbol(history[..., 0]) + grams.sum(-2))
 
 
 class Outputs(nn.Module):

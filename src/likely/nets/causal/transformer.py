@@ -52,7 +52,7 @@ _NGRAMS = {  # longest n-gram, buckets per table, width of tables
     "small": (4, 16384, 64),
     "base": (6, 65536, 128),
 }
-_NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+_NORMS = ("layer", "rms")
 _FFNS = ("swiglu", "relu2", "gelu")
 _ATTENTIONS = ("full", "local", "linear")
 _WAYS = ("start", "film", "cross")
@@ -92,18 +92,32 @@ class Norm(nn.Module):
 
     def __init__(self, kind: str, width: int, *, film: bool) -> None:
         super().__init__()
-        self.norm = _NORMS[kind](width)
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if kind == "layer" else None
         self.film = FiLM(width, width) if film else None
 
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
-        h = self.norm(h)
+        shape = self.weight.shape
+        h = F.rms_norm(h, shape, self.weight) if self.bias is None else F.layer_norm(h, shape, self.weight, self.bias)
         return h if self.film is None else self.film(h.movedim(-1, 1), embedding).movedim(1, -1)
 
 
 class Block(nn.Module):
     """Attention, attention to a memory where there is one, and a feed-forward map, each added to its normed input."""
 
-    def __init__(self, width: int, attention: nn.Module, *, heads: int, norm: str, ffn: str, given_by: str | None, dropout: float) -> None:
+    attention: SoftmaxAttention | LinearAttention
+
+    def __init__(
+        self,
+        width: int,
+        attention: SoftmaxAttention | LinearAttention,
+        *,
+        heads: int,
+        norm: str,
+        ffn: str,
+        given_by: str | None,
+        dropout: float,
+    ) -> None:
         super().__init__()
         film = given_by == "film"
         self.norm_1, self.attention = Norm(norm, width, film=film), attention
@@ -157,6 +171,7 @@ class CausalTransformer(CausalNet):
         width: int | None = None,
         depth: int | None = None,
         dropout: float | None = None,
+        gram_dropout: float = 0.0,
         heads: int | None = None,
         kv_heads: int | None = None,
         norm: str = "layer",
@@ -180,13 +195,15 @@ class CausalTransformer(CausalNet):
 
         longest, buckets, inner = _NGRAMS[size]
         longest = longest if ngrams is None else ngrams
-        self.tokens = NGrams(space.supports[0].levels, longest, buckets, inner, width) if text and longest > 1 else Tokens(space, width)
+        self.tokens = (
+            NGrams(space.supports[0].levels, longest, buckets, inner, width, gram_dropout) if text and longest > 1 else Tokens(space, width)
+        )
         self.start = nn.Embedding(1, width)
         self.given = Conditioner(given if given_by in ("start", "film") else None, width)
         self.given_by, self.reader = given_by, Reader(given, width) if given is not None and given_by == "cross" else None
         self.positions = Positions(space, positions, width=width, heads=heads, head_width=width // heads)
 
-        def attend() -> nn.Module:
+        def attend() -> SoftmaxAttention | LinearAttention:
             return (
                 LinearAttention(width, heads, kv_heads) if attention == "linear" else SoftmaxAttention(width, heads, kv_heads, self.window)
             )
@@ -277,7 +294,7 @@ def _way(given: Space | None, way: str | None) -> str | None:
 
 
 def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions: str, attention: str) -> None:
-    for name, word, known in (("norm", norm, tuple(_NORMS)), ("ffn", ffn, _FFNS), ("attention", attention, _ATTENTIONS)):
+    for name, word, known in (("norm", norm, _NORMS), ("ffn", ffn, _FFNS), ("attention", attention, _ATTENTIONS)):
         if word not in known:
             raise UsageError(f"Unknown {name} '{word}'.", nearest(word, known))
     if width % heads or heads % kv_heads:
