@@ -134,10 +134,7 @@ class SoftmaxAttention(_Grouped):
         if cache is not None:
             return self.out(self._step(q, *cache.push(k, v), place.mask))
         q, k, v = q.transpose(1, 2), self._spread(k), self._spread(v)
-        if h.shape[1] > self.window:
-            y = _in_blocks(q, k, v, place.mask, self.window)
-        else:
-            y = _attended(q, k, v, place.mask)
+        y = _in_blocks(q, k, v, place.mask, self.window) if h.shape[1] > self.window else _attended(q, k, v, place.mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def init(self, n: int) -> Ring:
