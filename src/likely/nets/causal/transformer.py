@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
 from likely.nets.causal.attention import LinearAttention, Place, Ring, SoftmaxAttention, Sums
-from likely.nets.causal.inputs import NGrams, Outputs, Tokens
+from likely.nets.causal.inputs import NGrams, Outputs, Tokens, raster
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.nets.positions import Positions
 from likely.nets.reader import CrossAttention, Reader, required
@@ -212,7 +212,7 @@ class CausalTransformer(CausalNet):
             Block(width, attend(), heads=heads, norm=norm, ffn=ffn, given_by=given_by, dropout=dropout) for _ in range(depth)
         )
         self.norm, self.last = Norm(norm, width, film=given_by == "film"), Outputs(len(space.supports), width, out)
-        self.order = torch.arange(space.dims).view(space.shape).movedim(0, -1).flatten()
+        self.order = raster(space)
         relative = attention == "local" and positions in ("rotary", "alibi")
         self.reach = depth * (self.window - 1) + max(1, longest) if text and relative else None
 
