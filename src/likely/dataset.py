@@ -39,6 +39,10 @@ class Split:
         """Examples that do not overlap: of a text the consecutive whole windows, of anything else all."""
         return self if self.stream is None else Split(self.x[:: self.x.shape[1]])
 
+    def pieces(self, size: int = 256) -> "BatchView":
+        """Batches of `apart`, for what counts each entry once; of a text with its stream."""
+        return BatchView(self.apart(), size, self.stream)
+
     def head(self, n: int) -> "Split":
         return Split(*self.rows(slice(0, n)), stream=self.stream)
 
@@ -47,6 +51,7 @@ class Split:
 class BatchView:
     split: Split
     size: int
+    stream: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         for i in range(0, len(self.split), self.size):

@@ -33,6 +33,7 @@ __all__ = [
     "Primed",
     "Recipe",
     "Starts",
+    "Stepwise",
     "evaluating",
     "expand_given",
 ]
@@ -148,11 +149,40 @@ class Likelihood(ABC):
 
 
 class Primed(ABC):
-    """Has conditionals, so that a long stretch of symbols is one sequence and can follow what is known."""
+    """Has conditionals, so that a long stretch of symbols is one sequence and can follow what is known.
+
+    Attributes:
+        adapts: whether it learns a stretch as it goes, each symbol after it has been predicted.
+    """
+
+    adapts: bool = False
 
     @abstractmethod
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
         """log p of each symbol of `stretch` [n] given those before it, `prefix` [m] first; nats [n], float64."""
+
+
+class Stepwise(Primed):
+    """Has the whole distribution of each next symbol of a string, so that others can be mixed with it at each step.
+
+    Symbols are those of `space.with_end`; logits need not be normalised.
+    """
+
+    @abstractmethod
+    def logits(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """x [B, L] -> logits [B, L, symbols] at each place given the symbols before it."""
+
+    @abstractmethod
+    def logits_after(self, stretch: Tensor, prefix: Tensor) -> Iterator[Tensor]:
+        """Blocks [n, symbols] that join to logits at each place of `stretch` given what is before it, `prefix` first."""
+
+    @abstractmethod
+    def init_state(self, n: int, given: Tensor | None = None) -> Any:
+        """State before the first symbol of n strings."""
+
+    @abstractmethod
+    def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]:
+        """Take the previous symbols [n] (None at first), give the next ones' logits [n, symbols]."""
 
 
 class Latent(ABC):

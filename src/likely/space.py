@@ -174,6 +174,23 @@ class Space:
             raise DataError("Only spaces of finitely many levels can be enumerated.")
         return list(range(-1 if s.missing or self.variable else 0, s.levels))
 
+    # -- symbols --------------------------------------------------------------------------------
+
+    @property
+    def with_end(self) -> "Space":
+        """The space of the symbols of strings that are predicted: of variable length, one more, their end."""
+        if not self.variable or self.layout != "sequence":
+            return self
+        return replace(self, supports=(replace(self.supports[0], levels=self.supports[0].levels + 1),), variable=False)
+
+    def ended(self, x: Tensor) -> Tensor:
+        """Strings with the end in place of the padding where the length varies."""
+        return x.masked_fill(x < 0, self.supports[0].levels) if self.variable else x
+
+    def padded(self, symbols: Tensor) -> Tensor:
+        """The inverse of `ended`."""
+        return symbols.masked_fill(symbols == self.supports[0].levels, MISSING) if self.variable else symbols
+
     # -- relaxation -----------------------------------------------------------------------------
 
     @property

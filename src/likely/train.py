@@ -138,7 +138,7 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
 def _solve(model: Model, data: Data, settings: Settings, main: bool) -> Run:
     """Closed-form families need no steps; every rank solves the same."""
     start, cpu = time.perf_counter(), time.process_time()
-    model.eval().solve(data.train.apart().batches(), data.valid.apart().batches())  # type: ignore[operator]
+    model.eval().solve(data.train.pieces(), data.valid.pieces())  # type: ignore[operator]
     run = Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, settings.seed, stopped="closed form")
     _store(run, data, settings.folder, main)
     return run

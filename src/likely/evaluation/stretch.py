@@ -1,7 +1,8 @@
 """The likelihood of a text's whole test stretch as ONE sequence: every byte once, none left out.
 
 A model of conditionals (`Primed`) reads the training and validation bytes before it as its first
-context, as a compressor would that had just coded them. Any other likelihood model scores
+context, as a compressor would that had just coded them. Where the model adapts to the symbols that
+are behind it, `how` says so. Any other likelihood model scores
 consecutive independent windows, the last one shorter: also every byte once, but each window
 starts cold, and `how` says so.
 """
@@ -36,7 +37,8 @@ def stretch_bits(model: Likelihood, data: Data) -> tuple[Bits, LogProb]:
     if isinstance(model, Primed):
         before = [s.stream for s in (data.train, data.valid) if s.stream is not None]
         nats = model.log_prob_after(stretch.long(), torch.cat(before).long() if before else stretch[:0].long())
-        blocks, sizes = LogProb(_sums(nats), "exact", how="one sequence, primed"), _sums(torch.ones_like(nats))
+        how = "one sequence, primed" + ", adapting to it as it goes" * model.adapts
+        blocks, sizes = LogProb(_sums(nats), "exact", how=how), _sums(torch.ones_like(nats))
     else:
         blocks, sizes = _windows(model, stretch.long())
     return _bits(blocks, sizes, model.space.unit), blocks

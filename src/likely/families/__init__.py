@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "gmm": Family("likely.families.gmm:GaussianMixture"),
     "kde": Family("likely.families.kde:KernelDensity"),
     "pca": Family("likely.families.pca:ProbabilisticPCA"),
+    "ngram": Family("likely.families.ngram:NGram"),
     "autoregressive": Family("likely.families.autoregressive:Autoregressive"),
     "flow": Family("likely.families.flow:Flow"),
     "vae": Family("likely.families.vae:VAE"),

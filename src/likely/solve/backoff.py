@@ -31,13 +31,13 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from numba import njit
 
-from likely.solve.contexts import COUNTED, ORDER, SYMBOLS, Tree, extended, follow, insert, room
+from likely.solve.contexts import COUNTED, ORDER, SYMBOLS, Tree, extended, follow, full, insert, room
 
-__all__ = ["Blend", "adapted", "learnt", "log_probs", "plain"]
+__all__ = ["Blend", "adapted", "blend_of", "estimate", "log_probs", "unlearnt"]
 
 KINDS, CLASSES, _COUNTS = 36, 10, 5
-RATES = (0.002, 0.003)  # of trust and bias
-_LEARNT_FROM = 300_000  # codes at the end of the text that weights are learnt from
+_RATES = (0.002, 0.003)  # of trust and bias
+_LEARNT = 300_000  # symbols at the end of a text that weights are learnt on, at most
 
 
 class Blend(NamedTuple):
@@ -46,12 +46,14 @@ class Blend(NamedTuple):
     Attributes:
         discount: of counts 0, 1, 2 and more, [order + 1, 4].
         trust, bias: [order + 1, kinds] and [order + 1, kinds, classes].
+        rates: steps that trust and bias take up the gradient while a text is counted; 0 for none.
         exclude: whether a longer context's symbols are excluded from shorter ones, as by PPM.
     """
 
     discount: np.ndarray
     trust: np.ndarray
     bias: np.ndarray
+    rates: np.ndarray
     exclude: bool
 
 
@@ -64,35 +66,40 @@ class _Scratch(NamedTuple):
     p: np.ndarray
 
 
-def plain(tree: Tree, estimator: str) -> Blend:
-    """The estimator before weights are learnt: all orders trusted."""
-    orders = len(tree.tally)
-    return Blend(_discounts(tree.tally), np.ones((orders, KINDS)), np.zeros((orders, KINDS, CLASSES)), estimator == "ppm")
+def unlearnt(orders: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """No discount, all orders trusted, no bias."""
+    return np.zeros((orders, 4)), np.ones((orders, KINDS)), np.zeros((orders, KINDS, CLASSES))
 
 
-def learnt(order: int, symbols: int, codes: np.ndarray, empty: Tree) -> tuple[Tree, Blend]:
-    """All codes counted, and weights learnt on the way, each symbol being predicted before it is counted."""
-    seen = max(len(codes) // 2, len(codes) - _LEARNT_FROM)
-    tree = extended(empty, codes[:seen])
-    blend = plain(tree, "mixed")
-    tree, _ = adapted(extended(tree, codes[seen:], count=False), blend, learn=True)
+def blend_of(estimator: str, discount: np.ndarray, trust: np.ndarray, bias: np.ndarray) -> Blend:
+    """The blend of an estimator with what it has learnt, in arrays of its own."""
+    rates = np.array(_RATES if estimator == "mixed" else (0.0, 0.0))
+    return Blend(discount.copy(), trust.copy(), bias.copy(), rates, estimator == "ppm")
+
+
+def estimate(tree: Tree, codes: np.ndarray, estimator: str) -> tuple[Tree, Blend]:
+    """Count all codes in an empty tree; a blend that learns does so on the later ones, each predicted before it is counted."""
+    learning = min(len(codes) // 2, _LEARNT) if estimator == "mixed" else 0
+    tree = extended(tree, codes[: len(codes) - learning])
+    blend = blend_of(estimator, _discounts(tree.tally), *unlearnt(len(tree.tally))[1:])
+    tree, _ = adapted(extended(tree, codes[len(codes) - learning :], count=False), blend)
     return tree, blend._replace(discount=_discounts(tree.tally))
 
 
-def log_probs(tree: Tree, blend: Blend, text: np.ndarray, places: np.ndarray, *, every: bool) -> np.ndarray:
+def log_probs(tree: Tree, blend: Blend, text: np.ndarray, places: np.ndarray, *, every: bool = False) -> np.ndarray:
     """log p in nats of the symbols at some places of a text of the tree's codes, float64.
 
     Returns: [places, 1], 0 where a sequence starts; or, of `every` symbol, [places, symbols].
     """
     out = np.zeros((len(places), int(tree.size[SYMBOLS]) if every else 1))
-    _run(tree, blend, text.astype(np.int32), places, out, 0, np.zeros(2), False)
+    _run(tree, blend, text.astype(np.int32), places, out, 0, False)
     return out
 
 
-def adapted(tree: Tree, blend: Blend, *, learn: bool, every: bool = False) -> tuple[Tree, np.ndarray]:
+def adapted(tree: Tree, blend: Blend, *, every: bool = False) -> tuple[Tree, np.ndarray]:
     """log p of what the tree's text holds but the tree has not counted yet, each symbol being counted after it is predicted.
 
-    Trust and bias are updated in place if `learn`.
+    Trust and bias learn in place.
 
     Returns: the tree, which replaces the one given, and log p as `log_probs` gives it.
     """
@@ -101,8 +108,7 @@ def adapted(tree: Tree, blend: Blend, *, learn: bool, every: bool = False) -> tu
     out = np.zeros((len(places), int(tree.size[SYMBOLS]) if every else 1))
     while tree.size[COUNTED] < len(tree.text):
         tree = room(tree)
-        done = int(tree.size[COUNTED]) - start
-        _run(tree, blend, tree.text, places, out, done, np.array(RATES if learn else (0.0, 0.0)), True)
+        _run(tree, blend, tree.text, places, out, int(tree.size[COUNTED]) - start, True)
     return tree, out
 
 
@@ -117,12 +123,12 @@ def _discounts(tally: np.ndarray) -> np.ndarray:
 
 @njit(cache=True)
 @no_type_check
-def _run(tree: Any, blend: Any, text: Any, places: Any, out: Any, begin: int, rates: Any, counting: bool) -> None:
+def _run(tree: Any, blend: Any, text: Any, places: Any, out: Any, begin: int, counting: bool) -> None:
     """Fill rows of `out` from `begin` on; if `counting`, the text is the tree's, which may become full before the end."""
     start, orders = tree.size[SYMBOLS], tree.size[ORDER] + 1
     scratch = _Scratch(np.zeros(orders, np.int64), np.zeros(orders, np.int64), np.zeros(orders * start), np.zeros(start))
     for i in range(begin, len(places)):
-        if counting and max(tree.size[0], tree.size[1]) + 2 * orders + 4 > len(tree.total):
+        if counting and full(tree):
             return
         s = text[places[i]] % (start + 1)
         if s < start or out.shape[1] > 1:
@@ -131,8 +137,8 @@ def _run(tree: Any, blend: Any, text: Any, places: Any, out: Any, begin: int, ra
                 out[i] = np.log(scratch.p)
             else:
                 out[i, 0] = math.log(scratch.p[s])
-            if rates[0] > 0 and s < start:
-                _learn(tree, blend, match, s, rates, scratch)
+            if counting and blend.rates[0] > 0 and s < start:
+                _learn(tree, blend, match, s, scratch)
         if counting:
             insert(tree, scratch.path)
 
@@ -153,12 +159,12 @@ def _blend(tree: Any, blend: Any, text: Any, t: int, scratch: Any) -> int:
         n, back, discount = tree.total[node], 0.0, blend.discount[k]
         e = tree.head[node]
         while e >= 0:
-            back += discount[min(tree.count[e], 3)] / n
+            back += discount[min(tree.times[e], 3)] / n
             e = tree.after[e]
         p *= back
         e = tree.head[node]
         while e >= 0:
-            s, c = tree.symbol[e], tree.count[e]
+            s, c = tree.symbol[e], tree.times[e]
             q = p[s] + (c - discount[min(c, 3)]) / n
             ratio[used] = math.log(q / p[s])
             p[s] = q
@@ -183,12 +189,12 @@ def _exclude(tree: Any, text: Any, t: int, scratch: Any) -> int:
         e = tree.head[path[k]]
         while e >= 0:
             if p[tree.symbol[e]] == 0:
-                n, variety = n + tree.count[e], variety + 1
+                n, variety = n + tree.times[e], variety + 1
             e = tree.after[e]
         e = tree.head[path[k]]
         while e >= 0:
             if p[tree.symbol[e]] == 0:
-                p[tree.symbol[e]] = rest * (tree.count[e] - (0.5 if variety < left else 0.0)) / n
+                p[tree.symbol[e]] = rest * (tree.times[e] - (0.5 if variety < left else 0.0)) / n
             e = tree.after[e]
         rest, left = rest * (variety / (2 * n) if n else 1.0), left - variety
     for s in range(len(p)):
@@ -199,7 +205,7 @@ def _exclude(tree: Any, text: Any, t: int, scratch: Any) -> int:
 
 @njit(cache=True)
 @no_type_check
-def _learn(tree: Any, blend: Any, match: int, s: int, rates: Any, scratch: Any) -> None:
+def _learn(tree: Any, blend: Any, match: int, s: int, scratch: Any) -> None:
     """One step up the gradient of log p(s)."""
     path, kind, ratio, p = scratch
     used = 0
@@ -209,10 +215,10 @@ def _learn(tree: Any, blend: Any, match: int, s: int, rates: Any, scratch: Any) 
         while e >= 0:
             error = (1.0 if tree.symbol[e] == s else 0.0) - p[tree.symbol[e]]
             slope += error * ratio[used]
-            blend.bias[k, kind[k], _class(tree, path[k], e)] += rates[1] * error
+            blend.bias[k, kind[k], _class(tree, path[k], e)] += blend.rates[1] * error
             used += 1
             e = tree.after[e]
-        blend.trust[k, kind[k]] += rates[0] * slope
+        blend.trust[k, kind[k]] += blend.rates[0] * slope
 
 
 @njit(cache=True)
@@ -231,4 +237,4 @@ def _kind(tree: Any, node: int, beyond: int) -> int:
 @no_type_check
 def _class(tree: Any, node: int, e: int) -> int:
     """Of an entry: its count, up to five, and whether its symbol was the last to follow."""
-    return min(tree.count[e], _COUNTS) - 1 + (_COUNTS if tree.symbol[e] == tree.recent[node] else 0)
+    return min(tree.times[e], _COUNTS) - 1 + (_COUNTS if tree.symbol[e] == tree.recent[node] else 0)

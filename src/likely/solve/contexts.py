@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from numba import njit
 
-__all__ = ["Tree", "extended", "follow", "insert", "new_tree", "room"]
+__all__ = ["MOST_CODES", "Tree", "copied", "extended", "follow", "full", "insert", "new_tree", "room"]
 
 MOST_CODES = 2**21  # a key packs a node and a code
 _COUNTED = 4  # counts up to which it is counted how many entries have them
@@ -44,7 +44,7 @@ class Tree(NamedTuple):
         head: first entry of each node, -1 for none.
         place: where the only occurrence of a leaf's context is followed, -1 where the node is no leaf.
         recent: the symbol that followed last.
-        symbol, count, after: what followed, how often, and the node's next entry.
+        symbol, times, after: what followed, how often, and the node's next entry.
         tally: how many entries of each depth have the counts 1 .. 4, [order + 1, 5].
         size: nodes, entries, counted codes, order, symbols.
     """
@@ -58,7 +58,7 @@ class Tree(NamedTuple):
     place: np.ndarray
     recent: np.ndarray
     symbol: np.ndarray
-    count: np.ndarray
+    times: np.ndarray
     after: np.ndarray
     tally: np.ndarray
     size: np.ndarray
@@ -68,15 +68,26 @@ NODES, ENTRIES, COUNTED, ORDER, SYMBOLS = range(5)
 
 
 def new_tree(order: int, symbols: int, capacity: int = 2**12) -> Tree:
-    """An empty tree of contexts up to `order`, over codes of `symbols` symbols and a start."""
+    """An empty tree of contexts up to `order`, over codes of `symbols` symbols and a start; the capacity is a power of two."""
 
     def blank(n: int, value: int = -1) -> np.ndarray:
         return np.full(n, value, np.int32)
 
-    keys, tally = np.full(4 * capacity, -1, np.int64), np.zeros((order + 1, _COUNTED + 1), np.int64)
-    nodes = [blank(capacity, 0), blank(capacity, 0), blank(capacity), blank(capacity), blank(capacity)]
-    entries = [blank(capacity), blank(capacity, 0), blank(capacity)]
-    return Tree(blank(0), keys, blank(len(keys)), *nodes, *entries, tally, np.array([1, 0, 0, order, symbols]))
+    return Tree(
+        text=blank(0),
+        keys=np.full(4 * capacity, -1, np.int64),
+        values=blank(4 * capacity),
+        total=blank(capacity, 0),
+        variety=blank(capacity, 0),
+        head=blank(capacity),
+        place=blank(capacity),
+        recent=blank(capacity),
+        symbol=blank(capacity),
+        times=blank(capacity, 0),
+        after=blank(capacity),
+        tally=np.zeros((order + 1, _COUNTED + 1), np.int64),
+        size=np.array([1, 0, 0, order, symbols]),
+    )
 
 
 def extended(tree: Tree, codes: np.ndarray, *, count: bool = True) -> Tree:
@@ -88,13 +99,18 @@ def extended(tree: Tree, codes: np.ndarray, *, count: bool = True) -> Tree:
     return tree
 
 
+def copied(tree: Tree) -> Tree:
+    """A tree that may grow apart."""
+    return Tree(*(part.copy() for part in tree))
+
+
 def room(tree: Tree) -> Tree:
     """The tree, with twice the capacity if it is nearly full."""
-    if not _full(tree):
+    if not full(tree):
         return tree
     wide = new_tree(int(tree.size[ORDER]), int(tree.size[SYMBOLS]), 2 * len(tree.total))
     _rehash(tree.keys, tree.values, wide.keys, wide.values)
-    for name in ("total", "variety", "head", "place", "recent", "symbol", "count", "after"):
+    for name in ("total", "variety", "head", "place", "recent", "symbol", "times", "after"):
         old = getattr(tree, name)
         getattr(wide, name)[: len(old)] = old
     return wide._replace(text=tree.text, tally=tree.tally, size=tree.size)
@@ -111,7 +127,7 @@ def _rehash(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
 
 @njit(cache=True)
 @no_type_check
-def _full(tree: Any) -> bool:
+def full(tree: Any) -> bool:
     """Whether one more symbol might not fit."""
     return max(tree.size[NODES], tree.size[ENTRIES]) + 2 * tree.size[ORDER] + 4 > len(tree.total)
 
@@ -120,7 +136,7 @@ def _full(tree: Any) -> bool:
 @no_type_check
 def _count(tree: Any) -> None:
     path = np.zeros(tree.size[ORDER] + 1, np.int64)
-    while tree.size[COUNTED] < len(tree.text) and not _full(tree):
+    while tree.size[COUNTED] < len(tree.text) and not full(tree):
         insert(tree, path)
 
 
@@ -206,9 +222,9 @@ def _add(tree: Any, node: int, s: int, depth: int) -> bool:
         tree.variety[node] += 1
     e = tree.values[i]
     tree.total[node] += 1
-    tree.count[e] += 1
-    tree.tally[depth, min(tree.count[e], _COUNTED + 1) % (_COUNTED + 1)] += 1
-    tree.tally[depth, min(tree.count[e] - 1, _COUNTED + 1) % (_COUNTED + 1)] -= 1
+    tree.times[e] += 1
+    tree.tally[depth, min(tree.times[e], _COUNTED + 1) % (_COUNTED + 1)] += 1
+    tree.tally[depth, min(tree.times[e] - 1, _COUNTED + 1) % (_COUNTED + 1)] -= 1
     return new
 
 
