@@ -21,7 +21,7 @@ LAYERS = [
     ["store", "sources"],
     ["training", "train"],
     ["evaluation"],
-    ["enumeration", "checks", "worker", "launch", "board", "report"],
+    ["enumeration", "laws", "checks", "worker", "launch", "board", "report"],
     ["verbs"],
     ["arguments", "printing", "cli", "__main__"],
 ]
