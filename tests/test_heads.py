@@ -6,6 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
+from likely.errors import UsageError
+from likely.families.autoregressive import Autoregressive
 from likely.heads import Categorical, Heads, LogisticMixture, NormalMixture, head_for
 from likely.space import Space, Support, from_grid
 
@@ -163,3 +165,64 @@ def test_kinds():
     assert isinstance(head_for(Support("real")), NormalMixture)
     assert isinstance(head_for(Support("ordinal", 256)), LogisticMixture)
     assert isinstance(head_for(Support("ordinal", 256), categorical_up_to=256), Categorical)
+
+
+# -- coupled channels ------------------------------------------------------------------------------
+
+TINY_RGB = Space.grid(3, 1, 2, 4)
+
+
+def coupled(space: Space = TINY_RGB, **options) -> Autoregressive:
+    made = Autoregressive(space, size="tiny", head="coupled", components=3, **options)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+def test_masses_of_coupled_channels_sum_to_one_and_draws_follow_them():
+    torch.manual_seed(0)
+    made, x, n = coupled(), TINY_RGB.enumerate(), 20_000
+    masses = made.log_prob(x).nats.exp()
+    assert masses.sum().item() == pytest.approx(1, abs=1e-5)
+    drawn = made.sample(n).flatten(1) @ 4 ** torch.arange(5, -1, -1)
+    counts, wanted = torch.bincount(drawn, minlength=len(x)).double(), n * masses.detach()
+    often = wanted > 5
+    observed, expected = [torch.cat([v[often], v[~often].sum()[None]]) for v in (counts, wanted)]
+    assert stats.chi2.sf(((observed - expected).square() / expected).sum().item(), len(observed) - 1) > 1e-3
+
+
+def test_coupled_channels_are_one_mixture():
+    """The sum over one choice of component per pixel, computed from the net's outputs directly."""
+    space = Space.grid(3, 1, 1, 6)
+    made = coupled(space)
+    x = space.enumerate()
+    outputs = made.net.net(x).unflatten(-1, (5, 3))[:, :, 0, 0]  # weights, means, log-scales, two coefficients
+    u = (x.flatten(1).double() + 0.5 - 3) / (6 / math.sqrt(12))
+    joint = outputs[:, 0, 0].log_softmax(-1).double()
+    for c in range(3):
+        mean = outputs[:, c, 1] + sum(outputs[:, c, 3 + b].tanh() * u[:, b, None] for b in range(c))
+        alone = [torch.cat([torch.zeros(len(x), 1), mean[:, k : k + 1] + spread, outputs[:, c, 2, k : k + 1] - math.log(3)], 1)
+                 for k, spread in enumerate((-1.5, 0.0, 1.5))]
+        one = head_for(space.supports[c], components=1, categorical_up_to=0)
+        joint = joint + torch.stack([one.log_mass(a, x[:, c, 0, 0]) for a in alone], 1)
+    torch.testing.assert_close(made.log_prob(x).nats, joint.logsumexp(1), rtol=1e-5, atol=1e-5)
+
+
+def test_coupled_channels_step_as_the_whole_and_code():
+    made = coupled(Space.grid(3, 2, 2, 5), net="pixelcnn++")
+    x = made.sample(40)
+    assert torch.equal(made.codec().decompress(made.codec().compress(x), 40), x)
+    made = made.double().eval()
+    whole = made.net(x).flatten(1, -2)
+    state, last = made.net.init_state(40), None
+    for place in made.order:
+        state, stepped = made.net.step(state, last)
+        last = x.flatten(1)[:, place]
+        torch.testing.assert_close(stepped, whole[:, place], rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_coupled_is_refused():
+    with pytest.raises(UsageError, match="colour images"):
+        coupled(Space.grid(1, 2, 2, 4))
+    with pytest.raises(UsageError, match="Unknown head"):
+        Autoregressive(TINY_RGB, size="tiny", head="softmax")

@@ -23,6 +23,7 @@ References:
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.coding import Codec, autoregressive
-from likely.errors import UsageError
-from likely.heads import Categorical, Heads
+from likely.errors import UsageError, nearest
+from likely.heads import Categorical, Coupled, Heads
 from likely.logprob import LogProb
 from likely.model import Coded, Likelihood, Model, Primed, Recipe, expand_given
 from likely.nets import net as build_net
@@ -85,6 +86,8 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
 
     Args:
         net: another causal net than the layout's default.
+        head: of ordinals: "categorical", "mixture" (of logistics), "coupled" (one mixture for a pixel's channels
+            together), or "auto": categorical up to `categorical_up_to` levels, a mixture beyond.
         components: of mixtures of logistics or normals, for numbers.
         categorical_up_to: ordinals of at most so many levels have a free probability per level.
         options: of the net, such as width, depth and dropout, instead of the size's.
@@ -101,6 +104,7 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         given: Space | None = None,
         size: str = "small",
         net: str | None = None,
+        head: str = "auto",
         components: int = 10,
         categorical_up_to: int = 64,
         **options: Any,
@@ -108,8 +112,13 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         super().__init__(space, given=given, size=size)
         self.recipe = _RECIPES[space.layout]  # type: ignore[misc]
         self.symbols = _with_end(space)
-        self.heads = Heads(self.symbols, components=components, categorical_up_to=categorical_up_to)
-        causal: Any = build_net(self.symbols, "causal", size, word=net, given=given, out=self.heads.width, **options)
+        up_to = {"auto": categorical_up_to, "categorical": sys.maxsize, "mixture": 0, "coupled": 0}
+        if head not in up_to:
+            raise UsageError(f"Unknown head '{head}'.", nearest(head, up_to))
+        self.heads = Heads(self.symbols, components=components, categorical_up_to=up_to[head])
+        out = Coupled.width(space, components) if head == "coupled" else self.heads.width
+        causal: Any = build_net(self.symbols, "causal", size, word=net, given=given, out=out, **options)
+        causal = Coupled(space, causal, components) if head == "coupled" else causal
         self.net: CausalNet = Ending(causal, self.symbols.supports[0].levels - 1) if space.variable else causal
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
