@@ -201,8 +201,10 @@ def test_coupled_channels_are_one_mixture():
     joint = outputs[:, 0, 0].log_softmax(-1).double()
     for c in range(3):
         mean = outputs[:, c, 1] + sum(outputs[:, c, 3 + b].tanh() * u[:, b, None] for b in range(c))
-        alone = [torch.cat([torch.zeros(len(x), 1), mean[:, k : k + 1] + spread, outputs[:, c, 2, k : k + 1] - math.log(3)], 1)
-                 for k, spread in enumerate((-1.5, 0.0, 1.5))]
+        alone = [
+            torch.cat([torch.zeros(len(x), 1), mean[:, k : k + 1] + spread, outputs[:, c, 2, k : k + 1] - math.log(3)], 1)
+            for k, spread in enumerate((-1.5, 0.0, 1.5))
+        ]
         one = head_for(space.supports[c], components=1, categorical_up_to=0)
         joint = joint + torch.stack([one.log_mass(a, x[:, c, 0, 0]) for a in alone], 1)
     torch.testing.assert_close(made.log_prob(x).nats, joint.logsumexp(1), rtol=1e-5, atol=1e-5)

@@ -1,6 +1,6 @@
 """What a causal net sees of entries (numbers at order one, and codes where there are few levels), and its output map."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,17 @@ def standard(supports: tuple[Support, ...], x: Tensor) -> tuple[Tensor, Tensor]:
     x [B, supports, ...]; one support may stand for all of axis 1.
     """
 
-    def per_entry(values: Sequence[float | bool]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=x.device).view(-1, *[1] * (x.ndim - 2))
+    integer, decimal, numeric, center, scale = _constants(supports, x.ndim - 2, x.device)
+    lost = x.isnan() | ((integer > 0) & (x == MISSING))
+    number = torch.where(decimal > 0, to_grid(x), x).double() + 0.5 * integer  # an integer stands for its cell's middle
+    return ((number - center) / scale).masked_fill(lost | (numeric == 0), 0.0), lost
 
-    integer, decimal = per_entry([s.kind != "real" for s in supports]) > 0, per_entry([s.kind == "decimal" for s in supports]) > 0
-    lost = x.isnan() | (integer & (x == MISSING))
-    number = torch.where(decimal, to_grid(x), x).double() + 0.5 * integer  # an integer stands for its cell's middle
-    value = (number - per_entry([s.center for s in supports])) / per_entry([s.scale for s in supports])
-    return value.masked_fill(lost | (per_entry([s.numeric for s in supports]) == 0), 0.0), lost
+
+@lru_cache(maxsize=1024)
+def _constants(supports: tuple[Support, ...], trailing: int, device: torch.device) -> Tensor:
+    """Per support, along axis 1 of `trailing` more axes: whether integer, decimal, numeric; center and scale. [5, supports, 1...]."""
+    values = [(s.kind != "real", s.kind == "decimal", s.numeric, s.center, s.scale) for s in supports]
+    return torch.tensor(values, dtype=torch.float64, device=device).T.reshape(5, -1, *[1] * trailing)
 
 
 def feature_width(s: Support) -> int:
