@@ -41,7 +41,12 @@ def measured(name: str, levels: int, batch: int) -> dict:
             model.heads.sample_at(0, model.net(x).flatten(1, -2)[:, 0])
 
     full = cpu(whole) * space.dims / PASSES
-    return {"cached_seconds": cached, "full_seconds": full, "ratio": full / cached, "parameters": sum(p.numel() for p in model.parameters())}
+    return {
+        "cached_seconds": cached,
+        "full_seconds": full,
+        "ratio": full / cached,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
 
 
 def cpu(action) -> float:

@@ -1,6 +1,7 @@
 """Causal nets: parameters of each entry given those before it, all at once or entry by entry."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,10 +16,16 @@ class CausalNet(nn.Module, ABC):
         order: places of a flattened example in the order of the entries, [entries].
         reach: an entry depends on at most so many before it, and the net takes sequences of any
             length; None where it looks back on all, up to the length of the space.
+        orderings: how many orderings it knows; `under` chooses one of them.
     """
 
     order: Tensor
     reach: int | None = None
+    orderings: int = 1
+
+    def under(self, ordering: int) -> AbstractContextManager[None]:
+        """Use another ordering for a while, which changes `order` and all that is computed."""
+        return nullcontext()
 
     @abstractmethod
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:

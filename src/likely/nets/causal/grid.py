@@ -34,11 +34,12 @@ from likely.space import Space
 __all__ = ["GridNet", "GridState", "Pixels", "Pointwise", "Position", "Rows", "See", "Shifted", "TwoStreams"]
 
 
+@dataclass
 class Register:
     """The last rows of a map, padded with `margin` zero columns at both sides; the current row is the last of them."""
 
-    def __init__(self, rows: Tensor, margin: int) -> None:
-        self.rows, self.margin = rows, margin
+    rows: Tensor
+    margin: int
 
     def next_row(self) -> None:
         """Forget the oldest row; the new one is zero as yet."""

@@ -17,7 +17,8 @@ References:
     | A deep and tractable density estimator (shared weights, many orderings; Uria et al., 2014) | https://arxiv.org/abs/1310.1757
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +89,8 @@ class MADE(CausalNet):
     """Causal net of a table or grid: x [B, *shape] -> parameters [B, *shape, out].
 
     Args:
-        orderings: of the entries: the natural one, and others drawn at random; all share the weights.
+        orderings: of the entries: the natural one, and others drawn at random. Training takes another one at each
+            step; otherwise `under` says which.
     """
 
     degree: Tensor
@@ -110,10 +112,10 @@ class MADE(CausalNet):
         super().__init__()
         preset = _SIZES[size]
         width = max(width or preset[0], space.dims)  # a unit of each degree, at least: else an entry would not see the latest ones
-        depth, dropout = depth or preset[1], preset[2] if dropout is None else dropout
+        depth, dropout = preset[1] if depth is None else depth, preset[2] if dropout is None else dropout
         self.space, self.out = space, out
-        self.orders = _orders(raster(space), orderings)
-        self.order = self.orders[0]
+        self.orderings, self.orders = orderings, _orders(raster(space), orderings)
+        self.ordering, self.order = 0, self.orders[0]
         degree, rank = torch.arange(width) * space.dims // width, self.orders.argsort(1)  # degree 0 sees nothing
         self.register_buffer("degree", degree, persistent=False)
         self.register_buffer("rank", rank, persistent=False)
@@ -122,8 +124,20 @@ class MADE(CausalNet):
         self.blocks = nn.ModuleList(Block(degree, dropout) for _ in range(depth))  # type: ignore[assignment]
         self.last = MaskedLinear(degree, rank[0].repeat_interleave(out))
 
-    def forward(self, x: Tensor, given: Tensor | None = None, *, ordering: int = 0) -> Tensor:
-        rank, embedding = self.rank[ordering], self.given(given, len(x))
+    @contextmanager
+    def under(self, ordering: int) -> Iterator[None]:
+        """Use another ordering for a while."""
+        before = self.ordering
+        self.ordering, self.order = ordering, self.orders[ordering]
+        try:
+            yield
+        finally:
+            self.ordering, self.order = before, self.orders[before]
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        drawn = self.training and self.orderings > 1
+        rank = self.rank[int(torch.randint(self.orderings, ())) if drawn else self.ordering]
+        embedding = self.given(given, len(x))
         h = self.first.masked(self._tokens(x.flatten(1)), rank.repeat_interleave(self.tokens.width) + 1, self.degree)
         h = h if embedding is None else h + embedding
         for block in self.blocks:
@@ -134,10 +148,10 @@ class MADE(CausalNet):
         """Entries from the place `first` on, each as `tokens.width` numbers, side by side."""
         return self.tokens(x, first).flatten(1).to(self.first.weight.dtype)
 
-    def init_state(self, n: int, given: Tensor | None = None, *, ordering: int = 0) -> MADEState:
+    def init_state(self, n: int, given: Tensor | None = None) -> MADEState:
         embedding, units = self.given(given, n), self.first.bias.new_zeros(n, len(self.degree))
         known = self.first.bias.expand(n, -1) + (0.0 if embedding is None else embedding)
-        return MADEState(known, [units.clone() for _ in range(2 * len(self.blocks) + 1)], self.orders[ordering].tolist())
+        return MADEState(known, [units.clone() for _ in range(2 * len(self.blocks) + 1)], self.order.tolist())
 
     def step(self, state: MADEState, x_i: Tensor | None) -> tuple[MADEState, Tensor]:
         if x_i is not None:
