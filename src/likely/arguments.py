@@ -22,15 +22,22 @@ ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to con
 _READING = "How DATA is read"
 
 
-def _option(kind: Any, name: str, told: str) -> Any:
-    return Annotated[kind, typer.Option(f"--{name}", help=told, rich_help_panel=_READING, show_default=False)]
+def _option(kind: Any, name: str, told: str, **more: Any) -> Any:
+    return Annotated[kind, typer.Option(f"--{name}", help=told, rich_help_panel=_READING, show_default=False, **more)]
+
+
+def _number_or_word(value: str) -> int | str:
+    return int(value) if value.isdecimal() else value
 
 
 # Options of `likely.load`, by its argument. None, the default of each, leaves it to `load`.
 _OF_READING: dict[str, Any] = {
     "levels": _option(int | None, "levels", "Values 0..levels-1 of integers; of images, what 256 are reduced to."),
     "layout": _option(str | None, "layout", "grid, nhwc, sequence or columns, where an array's shape does not say enough."),
-    "window": _option(int | None, "window", "Bytes per training example of a text; 128 by default."),
+    "window": _option(int | None, "window", "Bytes (or tokens) per training example of a text; 128 by default."),
+    "tokens": _option(
+        Any, "tokens", "Tokens of a text: so many byte pairs, or `words`; bytes by default.", parser=_number_or_word, metavar="N|words"
+    ),
     "tile": _option(int | None, "tile", "Cut images of mixed sizes into tiles of this side."),
     "resize": _option(int | None, "resize", "Resize images to this side."),
     "precision": _option(int | None, "precision", "Decimals that a table's numbers are rounded to."),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ __all__ = ["Data", "Split", "Truth", "permutation_split"]
 class Split:
     """Examples [n, *shape] and the values of `given` [n, *given shape].
 
-    A text's `x` is a view of all overlapping windows of `stream`, the contiguous bytes themselves.
+    A text's `x` is a view of all overlapping windows of `stream`, the contiguous bytes (or tokens) themselves.
     """
 
     x: Tensor
@@ -91,6 +92,13 @@ class Data:
     @property
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @cached_property
+    def nats_per_unit(self) -> float:
+        """Nats of one example -> `space.unit`: divide by this; windows of tokens have the training text's mean number of bytes."""
+        if not self.space.vocabulary:
+            return self.space.nats_per_unit
+        return self.space.nats_per_unit_of(self.train.apart().x).mean().item()
 
     def unconditional(self) -> "Data":
         """The same examples without their `given`: what p(x) is fitted to."""

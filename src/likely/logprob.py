@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from likely.space import Space
 
-__all__ = ["SYMBOLS", "Bits", "Kind", "LogProb", "bits", "compose", "format_bits"]
+__all__ = ["SYMBOLS", "Bits", "Kind", "LogProb", "bits", "compose", "format_bits", "of_text"]
 
 Kind = Literal["exact", "lower bound", "numerical", "estimate"]
 
@@ -89,17 +89,28 @@ def format_bits(value: float, kind: Kind, stderr: float | None = None) -> str:
     return f"{SYMBOLS[kind]} {value:.3f}{error}"
 
 
-def bits(logprob: LogProb, space: "Space") -> Bits:
+def of_text(logprob: LogProb, space: "Space") -> LogProb:
+    """log p of the bytes that tokens spell: at least that of the tokens, since other segmentations spell them, too."""
+    if not space.vocabulary:
+        return logprob
+    how = "; ".join(h for h in (logprob.how, f"one segmentation ({len(space.vocabulary)} tokens)") if h)
+    return replace(logprob, kind=compose(logprob.kind, "lower bound"), how=how)
+
+
+def bits(logprob: LogProb, space: "Space", x: Tensor | None = None) -> Bits:
     """Mean code length of `logprob` in the unit of `space`.
 
     The unit is bits/dim for grids, bits/byte for byte sequences (bits/symbol else), bits/row for
     tables, and nats/row of density where the data have no grid. The standard error joins the
-    spread between examples with the Monte Carlo error of each.
+    spread between examples with the Monte Carlo error of each. Of tokens the examples x themselves
+    are needed, since they differ in bytes.
     """
-    value = -logprob.nats.double() / space.nats_per_unit
+    logprob = of_text(logprob, space)
+    per = space.nats_per_unit if x is None else space.nats_per_unit_of(x).mean().item()
+    value = -logprob.nats.double() / per
     n = len(value)
     variance = value.var().item() / n if n > 1 else math.nan
     if logprob.stderr is not None and logprob.kind == "estimate":
         # An estimate shares one log Z: its error is common to all rows and does not average out.
-        variance += (logprob.stderr.double().mean().item() / space.nats_per_unit) ** 2
+        variance += (logprob.stderr.double().mean().item() / per) ** 2
     return Bits(value.mean().item(), space.unit, logprob.kind, math.sqrt(variance) if variance == variance else math.nan, n, logprob.how)

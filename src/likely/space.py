@@ -77,6 +77,11 @@ class Space:
         return cls("sequence", (length,), (Support("nominal", levels),), variable=variable)
 
     @classmethod
+    def tokens(cls, length: int, vocabulary: tuple[str, ...]) -> "Space":
+        """Texts of `length` tokens; a token is spelt with a character chr(b) for each of its bytes b."""
+        return cls("sequence", (length,), (Support("nominal", len(vocabulary), "token", categories=vocabulary),))
+
+    @classmethod
     def points(cls, count: int, dims: int, levels: int | None = None, *, variable: bool = False, unordered: bool = True) -> "Space":
         """Sets of exactly (or at most) `count` points in `dims` dimensions."""
         return cls("set", (count, dims), (Support.number(levels),) * dims, variable=variable, unordered=unordered)
@@ -112,14 +117,37 @@ class Space:
     def unit(self) -> str:
         if not self.discrete:
             return {"grid": "nats/dim (density)", "columns": "nats/row (density)"}.get(self.layout, "nats (density)")
-        byte = "bits/byte" if self.levels == 256 else "bits/symbol"
+        byte = "bits/byte" if self.vocabulary or self.levels == 256 else "bits/symbol"
         return {"grid": "bits/dim", "columns": "bits/row", "sequence": byte, "set": "bits/set"}[self.layout]
 
     @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Spellings of the tokens that a text's symbols are; none where symbols are bytes, or stand for themselves."""
+        return self.supports[0].categories if self.layout == "sequence" else ()
+
+    def sizes(self, x: Tensor) -> Tensor:
+        """What each symbol of sequences counts for, shaped like x: a token for its bytes, any other for 1, padding for 0."""
+        if not self.vocabulary:
+            return (x >= 0).long()
+        lengths = torch.tensor([len(spelling) for spelling in self.vocabulary], device=x.device)
+        return lengths[x.clamp_min(0)].masked_fill(x < 0, 0)
+
+    @property
     def nats_per_unit(self) -> float:
-        """Nats of one example -> `unit`: divide by this."""
+        """Nats of one example -> `unit`: divide by this.
+
+        Raises: DataError for tokens, which differ in bytes: see `nats_per_unit_of`.
+        """
+        if self.vocabulary:
+            raise DataError("Windows of tokens differ in bytes, so no one number turns nats into bits/byte.", "Use nats_per_unit_of(x).")
         per = self.dims if self.layout in ("grid", "sequence") else 1
         return per * (math.log(2) if self.discrete else 1.0)
+
+    def nats_per_unit_of(self, x: Tensor) -> Tensor:
+        """The same for each example, float64 [batch]: a text counts its own bytes, however short it is."""
+        if self.layout != "sequence":
+            return torch.full((len(x),), self.nats_per_unit, dtype=torch.float64, device=x.device)
+        return math.log(2) * self.sizes(x).sum(1).clamp_min(1).double()
 
     # -- data of this space ---------------------------------------------------------------------
 

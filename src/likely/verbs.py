@@ -15,6 +15,7 @@ from likely import families, sources, store, train
 from likely.dataset import Data, Split
 from likely.errors import DataError, UsageError, nearest
 from likely.evaluation.measure import held_out_bits, log_prob
+from likely.logprob import of_text
 from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, expand_given
 from likely.noise import seeded
 from likely.space import Space
@@ -143,8 +144,8 @@ def score(
             f"{type(fitted).__name__} has no likelihood, so it cannot score.", f"Those that have: {', '.join(_with('likelihood'))}."
         )
     split = _split_to_score(model, fitted, source, given, read)
-    result = log_prob(fitted, split, draws=draws or fitted.bound_draws, seed=seed)
-    bits = -result.nats / _nats_per_unit(fitted.space, split.x)
+    result = of_text(log_prob(fitted, split, draws=draws or fitted.bound_draws, seed=seed), fitted.space)
+    bits = -result.nats / fitted.space.nats_per_unit_of(split.x)
     order = result.nats.argsort().tolist()
     return [
         {
@@ -159,13 +160,6 @@ def score(
         }
         for rank, i in enumerate(order)
     ]
-
-
-def _nats_per_unit(space: Space, x: Tensor) -> Tensor | float:
-    """What bits are counted in: of a text that is shorter than the window, its own bytes."""
-    if space.layout != "sequence":
-        return space.nats_per_unit
-    return space.nats_per_unit / space.dims * (x >= 0).sum(1).clamp_min(1)
 
 
 def _split_to_score(model: Model | str | Path, fitted: Model, source: Any, given: Any, read: dict[str, Any]) -> Split:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from likely.sources.tokens import decode
 from likely.space import MISSING, Space, Support, to_grid
 
 __all__ = ["gallery"]
@@ -26,7 +27,7 @@ def gallery(space: Space, x: Tensor) -> dict[str, Any]:
     if space.layout == "grid":
         return {"kind": "images", "png": _strip(space, x[: images(space)]), "count": min(len(x), images(space))}
     if space.layout == "sequence":
-        return {"kind": "text", "excerpts": [_text(row) for row in x[:EXCERPTS].tolist()]}
+        return {"kind": "text", "excerpts": [_text(space, row) for row in x[:EXCERPTS]]}
     if space.layout == "columns" and space.dims == 2 and not space.discrete:
         return {"kind": "points", "xy": [[round(v, 3) for v in row] for row in x[:POINTS].tolist()]}
     shown = space.supports[:COLUMNS]
@@ -68,10 +69,11 @@ def _bytes(space: Space, x: Tensor) -> np.ndarray:
     return (255 * torch.stack(scaled, 1)).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _text(codes: list[int]) -> str:
-    """Bytes as UTF-8, what is not valid as U+FFFD; symbols beyond bytes as numbers."""
-    codes = [c for c in codes if c >= 0]
-    return bytes(codes).decode("utf-8", "replace") if all(c < 256 for c in codes) else " ".join(map(str, codes))
+def _text(space: Space, codes: Tensor) -> str:
+    """Bytes, or those that tokens spell, as UTF-8, what is not valid as U+FFFD; symbols beyond bytes as numbers."""
+    if space.vocabulary or not bool((codes > 255).any()):
+        return decode(codes, space.vocabulary).decode("utf-8", "replace")
+    return " ".join(map(str, codes[codes >= 0].tolist()))
 
 
 def _cell(s: Support, value: float) -> str:

@@ -44,7 +44,7 @@ def _entropy(data: "Data") -> dict[str, float] | None:
     """The known entropy of a toy in the data's unit: no model can do better."""
     if data.truth is None:
         return None
-    per = data.space.nats_per_unit
+    per = data.nats_per_unit
     return {"value": data.truth.entropy / per, "stderr": data.truth.stderr / per}
 
 
@@ -54,7 +54,7 @@ def _uniform(data: "Data") -> float | None:
     if any(s is None for s in states):
         return None
     repeats = data.space.dims / len(states)
-    return repeats * sum(math.log(s) for s in states if s) / data.space.nats_per_unit
+    return repeats * sum(math.log(s) for s in states if s) / data.nats_per_unit
 
 
 def machine() -> dict[str, Any]:

@@ -70,6 +70,7 @@ def load(
     augment: tuple[str, ...] = (),
     missing_labels: str = "error",
     count: int | None = None,
+    tokens: int | str | None = None,
 ) -> "Data":
     """Read a source and split it.
 
@@ -82,7 +83,8 @@ def load(
             example; None, the default, leaves labels out and columns in.
         seed: of the split (and of generated data).
         layout: "grid", "nhwc", "sequence", "columns" or "set", where the shape of an array does not say enough.
-        window: length of the training examples of a text, in bytes.
+        window: length of the training examples of a text, in bytes (or tokens).
+        tokens: size of a vocabulary of byte pairs, or "words", that a text is put together of; bytes by default.
         tile: side of the tiles that images are cut into; resize: side, or (height, width), that they are resized to.
         precision: decimals that the numbers of a table are rounded to, where their own are too many.
         missing: spellings of a missing cell besides "", "?", "NA", "N/A", "nan", "null", "none".
@@ -98,7 +100,7 @@ def load(
 
     options = Options(
         levels, given, seed, layout, window, tile, resize, precision, tuple(missing), tuple(nominal), header, tuple(augment),
-        missing_labels, count,
+        missing_labels, count, tokens,
     )  # fmt: skip
     own_name, told = _identity(source)
     if isinstance(source, str | PathLike):

@@ -17,6 +17,7 @@ from likely.dataset import Data, Split, Truth, permutation_split
 from likely.errors import DataError, UsageError, nearest
 from likely.noise import row_hash
 from likely.sources.augmenting import check_augment
+from likely.sources.tokens import check_size
 from likely.space import Space
 
 __all__ = ["PARTS", "PERMUTED", "Examples", "Options", "card_of", "into_data"]
@@ -46,12 +47,15 @@ class Options:
     augment: tuple[str, ...] = ()
     missing_labels: str = "error"
     count: int | None = None
+    tokens: int | str | None = None
 
     def __post_init__(self) -> None:
         sizes = {"levels": self.levels, "window": self.window, "tile": self.tile, "count": self.count, "precision": self.precision}
         for name, value in sizes.items():
             if value is not None and value < (name != "precision"):
                 raise UsageError(f"{name}={value} is too small.")
+        if self.tokens is not None:
+            check_size(self.tokens)
         if self.missing_labels not in ("error", "drop"):
             raise UsageError(f"Unknown missing_labels='{self.missing_labels}'.", nearest(self.missing_labels, ("error", "drop")))
 
@@ -93,6 +97,8 @@ class Examples:
 def into_data(examples: Examples, options: Options, name: str, source: str) -> Data:
     """Split, count duplicates, standardise on the training split, and write the card."""
     check_augment(options.augment, examples.space)
+    if options.tokens is not None:
+        raise UsageError(f"Tokens are parts of texts, and {name} is a {examples.space}.", "Leave `tokens` out.")
     examples, dropped = _conditioned(examples, options)
     index = _split(examples, options.seed)
     splits = {p: Split(examples.x[i], None if examples.labels is None else examples.labels[i]) for p, i in zip(PARTS, index, strict=True)}

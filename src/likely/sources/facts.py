@@ -26,17 +26,17 @@ __all__ = ["describe", "print_description"]
 
 def describe(data: Data) -> dict[str, Any]:
     """Facts of a data set, plain values only; entropies are in bits, `trivial` in `unit`."""
-    sequence = data.space.layout == "sequence"
+    counted = ("tokens" if data.space.vocabulary else "bytes") if data.space.layout == "sequence" else "examples"
     return {
         "name": data.name,
         "space": str(data.space),
         "given": None if data.given is None else str(data.given),
         "unit": data.space.unit,
         "sizes": data.card.get("split", {}).get("sizes", {part: len(s) for part, s in data.splits.items()}),
-        "counted_in": "bytes" if sequence else "examples",
+        "counted_in": counted,
         "entropy": _entropies(data),
         "trivial": _trivial(data),
-        "true_entropy": None if data.truth is None else data.truth.entropy / data.space.nats_per_unit,
+        "true_entropy": None if data.truth is None else data.truth.entropy / data.nats_per_unit,
         "card": data.card,
     }
 
@@ -87,11 +87,17 @@ def _trivial(data: Data) -> dict[str, float] | None:
         return None
     train, test, every = (_entries(data, s) for s in (data.train, data.test, data.valid))
     every = np.concatenate([train, every, test])
-    per = data.space.nats_per_unit if data.space.layout != "sequence" else math.log(2)
+    per = data.nats_per_unit if data.space.layout != "sequence" else math.log(2) * _mean_size(data)
     columns = list(zip(_supports(data), train.T, test.T, every.T, strict=True))
     uniform = sum(_uniform_nats(s, all_) for s, _, _, all_ in columns)
     histogram = sum(_histogram_nats(s, fit, score) for s, fit, score, _ in columns)
     return {"uniform": uniform / per, "histogram": histogram / per}
+
+
+def _mean_size(data: Data) -> float:
+    """Mean of what a symbol of the test text counts for: bytes of a token, 1 of a byte."""
+    x = data.test.x if data.test.stream is None else data.test.stream
+    return float(data.space.sizes(x[x >= 0]).double().mean())
 
 
 def _uniform_nats(s: Support, values: np.ndarray) -> float:

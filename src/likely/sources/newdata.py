@@ -83,7 +83,7 @@ def _other(source: Any, space: Space, given: Space | None, options: Options) -> 
         if isinstance(source, str | PathLike):
             texts = text.text_files(_existing(source))
         if texts is not None:
-            return Split(torch.cat([text.windows(t, space.shape[0]) for t in texts if t]))
+            return Split(torch.cat([text.windows(t, space) for t in texts if t]))
     found = _examples(source, replace(options, layout=space.layout if space.layout != "grid" else options.layout))
     return Split(found.x, None if given is None else _labels(found, given))
 

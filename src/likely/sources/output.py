@@ -11,6 +11,7 @@ from torch import Tensor
 
 from likely.errors import DataError, UsageError
 from likely.sources.tables import csv_text, frame
+from likely.sources.tokens import decode
 from likely.space import Space
 
 __all__ = ["check_path", "picture", "to_8_bit", "write"]
@@ -101,9 +102,9 @@ def _write_npz(x: Tensor, space: Space, path: Path) -> str:
 
 
 def _write_text(x: Tensor, space: Space, path: Path) -> str:
-    """Bytes as they are, one example after another, a newline between; other symbols as numbers, a line each."""
-    rows = [row[row >= 0].tolist() for row in x]
-    lines = [bytes(row) if space.levels == 256 else " ".join(map(str, row)).encode() for row in rows]
+    """Bytes, or those that tokens spell, one example after another, a newline between; other symbols as numbers, a line each."""
+    spelt = space.vocabulary or space.levels == 256
+    lines = [decode(row, space.vocabulary) if spelt else " ".join(map(str, row[row >= 0].tolist())).encode() for row in x]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return "texts, separated by newlines,"
 

@@ -2,13 +2,14 @@
 
 Text is bytes: nothing is decoded, so any file can be read. One text is split contiguously: test is
 its last tenth, validation the last twentieth of what is before it. Several files are split by file.
+Asked for, the bytes of each split are then put together to tokens, whose vocabulary is learnt from
+the training split: the same bytes are tested, whatever the tokens.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from likely.dataset import Data, Split, permutation_split
 from likely.errors import DataError
 from likely.sources.examples import PARTS, PERMUTED, Options, card_of
 from likely.sources.files import list_files, read_bytes
+from likely.sources.tokens import encode, learn
 from likely.space import MISSING, Space
 
 __all__ = ["text_data", "text_files", "windows"]
@@ -34,32 +36,32 @@ def text_data(texts: Sequence[bytes], options: Options, name: str, source: str) 
         raise DataError(f"A text has nothing to condition on called '{options.given}'.", "Leave `given` out to fit p(x).")
     if sum(map(len, texts)) < _LEAST_BYTES:
         raise DataError(f"The text has {sum(map(len, texts))} bytes; at least {_LEAST_BYTES} are needed.")
-    streams, method = _contiguous(texts[0]) if len(texts) == 1 else _by_file(texts, options.seed)
-    shortest = min(map(len, streams))
-    if shortest < 1:
+    parts, method = _contiguous(texts[0]) if len(texts) == 1 else _by_file(texts, options.seed)
+    if not all(parts):
         raise DataError("A split of the text is empty.", "Join the files, or give more of them.")
-    window = min(options.window, shortest)
+    vocabulary = () if options.tokens is None else learn(parts[0], options.tokens)
+    streams = [encode(part, vocabulary) for part in parts]
+    window = min(options.window, *map(len, streams))
     splits = {part: Split(s.unfold(0, window, 1), stream=s) for part, s in zip(PARTS, streams, strict=True)}
     card = {**card_of(source, options, method, splits), "window": window, "files": len(texts), **_not_utf8(texts)}
-    return Data(Space.sequence(window), splits["train"], splits["valid"], splits["test"], name=name, card=card)
+    if vocabulary:
+        card |= {"tokens": len(vocabulary), "bytes_per_token": round(sum(map(len, parts)) / sum(map(len, streams)), 3)}
+    space = Space.tokens(window, vocabulary) if vocabulary else Space.sequence(window)
+    return Data(space, splits["train"], splits["valid"], splits["test"], name=name, card=card)
 
 
-def _stream(text: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
-
-
-def _contiguous(text: bytes) -> tuple[list[Tensor], str]:
+def _contiguous(text: bytes) -> tuple[list[bytes], str]:
     test = len(text) - len(text) // 10
     valid = test - test // 20
     method = "contiguous: test the last tenth, validation the last twentieth of what is before it"
-    return [_stream(text[:valid]), _stream(text[valid:test]), _stream(text[test:])], method
+    return [text[:valid], text[valid:test], text[test:]], method
 
 
-def _by_file(texts: Sequence[bytes], seed: int) -> tuple[list[Tensor], str]:
+def _by_file(texts: Sequence[bytes], seed: int) -> tuple[list[bytes], str]:
     if len(texts) < 3:
         raise DataError(f"Got {len(texts)} texts; one is split contiguously, several by file, for which at least 3 are needed.")
     parts = permutation_split(len(texts), seed)
-    return [_stream(b"".join(texts[i] for i in part.sort().values.tolist())) for part in parts], PERMUTED.format("files")
+    return [b"".join(texts[i] for i in part.sort().values.tolist()) for part in parts], PERMUTED.format("files")
 
 
 def _not_utf8(texts: Sequence[bytes]) -> dict[str, Any]:
@@ -76,8 +78,8 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def windows(text: bytes, length: int) -> Tensor:
-    """Consecutive windows of a text, [ceil(bytes / length), length], the last one padded with -1."""
-    stream = _stream(text)
+def windows(text: bytes, space: Space) -> Tensor:
+    """Consecutive windows of a text in the symbols of `space`, [windows, length], the last one padded with -1."""
+    stream, length = encode(text, space.vocabulary), space.dims
     padded = torch.cat([stream, stream.new_full((-len(stream) % length,), MISSING)])
     return padded.view(-1, length)

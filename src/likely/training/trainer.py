@@ -275,7 +275,7 @@ class Trainer:
     # -- reports and pace -----------------------------------------------------------------------
 
     def _report(self, valid: float | None, fraction: float, elapsed: float, progress: Progress) -> None:
-        unit = self.data.space.nats_per_unit
+        unit = self.data.nats_per_unit
         record = {
             "step": self.state.step,
             "seconds": round(elapsed, 3),
