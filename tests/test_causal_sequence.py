@@ -105,7 +105,7 @@ def test_texts_of_any_length(options):
     torch.testing.assert_close(stepped(net, x), net(x), rtol=1e-9, atol=1e-9)
     state = net.init_state(2)
     for cache in state.caches:
-        assert not isinstance(cache, Ring) or cache.keys.shape[2] == options.get("window", 9)
+        assert not isinstance(cache, Ring) or cache.known.shape[2] == options.get("window", 9)
 
 
 def test_learned_positions_end():
@@ -121,11 +121,11 @@ def test_blocks_equal_a_band(kind, length):
     attention = awake(SoftmaxAttention(width, heads, heads, window))
     positions = Positions(Space.sequence(20), kind, width=width, heads=heads, head_width=4).double()
     h = torch.randn(2, length, width, dtype=torch.float64)
-    place = Place.whole(positions, length, window, h.device, h.dtype)
+    place = Place.whole(positions, length, window, h)
     q, k, v = attention.qkv(h).unflatten(-1, (3, heads, 4)).permute(2, 0, 3, 1, 4)
     i, j = torch.arange(length)[:, None], torch.arange(length)
     if place.turns is not None:
-        q, k = (torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2))) * place.turns).flatten(-2) for t in (q, k))
+        q, k = (torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2))) * place.turns[:, 0]).flatten(-2) for t in (q, k))
     scores = q @ k.mT / 2 + (positions.bias(i, j, h.dtype) if kind == "alibi" else 0)
     band = scores.masked_fill((j > i) | (j <= i - window), -math.inf).softmax(-1) @ v
     torch.testing.assert_close(attention(h, place), attention.out(band.transpose(1, 2).flatten(2)))

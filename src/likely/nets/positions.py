@@ -79,12 +79,12 @@ class Positions(nn.Module):
         return torch.stack(parts).sum(0) if parts else None
 
     def turns(self, place: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Complex rotations [L, head_width / 2] of queries and keys at places [L]."""
+        """Complex rotations [L, 1, head_width / 2] of the heads of queries and keys at places [L]."""
         if self.kind != "rotary":
             return None
         angle = self._angles(place)
         turns = torch.polar(torch.ones_like(angle), angle)
-        return turns if dtype == torch.float64 else turns.to(torch.complex64)
+        return (turns if dtype == torch.float64 else turns.to(torch.complex64))[:, None]
 
     def bias(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores of queries and keys at places that broadcast to [...], [heads, ...]."""

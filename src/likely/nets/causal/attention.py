@@ -16,7 +16,9 @@ References:
     | Transformers are RNNs: fast autoregressive transformers with linear attention (Katharopoulos et al., 2020) | https://arxiv.org/abs/2006.16236
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,62 +26,75 @@ from torch.nn import functional as F
 
 from likely.nets.positions import Positions
 
-__all__ = ["LinearAttention", "Place", "Ring", "SoftmaxAttention", "Sums"]
+__all__ = ["LinearAttention", "Place", "Places", "Ring", "SoftmaxAttention", "Sums"]
 
 _CHUNK = 64  # places that linear attention treats as one square
 
 
 @dataclass(frozen=True)
 class Place:
-    """What attention has to know of places: rotations [L, head_width / 2], and a bias or mask of scores, -inf where none is allowed."""
+    """What is to be known of L places, or of one: what is added to tokens [L, width], rotations [L, 1, head_width / 2],
+    and a bias or mask of scores, -inf where none is allowed."""
 
+    added: Tensor | None
     turns: Tensor | None
     mask: Tensor | None
 
     @classmethod
-    def whole(cls, positions: Positions, length: int, window: int, device: torch.device, dtype: torch.dtype) -> "Place":
+    def whole(cls, positions: Positions, length: int, window: int, like: Tensor) -> "Place":
         """Of places 0 .. length - 1. The mask is [heads or 1, blocks, w, 2 w] if they are more than a window, see `_in_blocks`."""
-        place = torch.arange(length, device=device)
-        turns = positions.turns(place, dtype)
+        place = torch.arange(length, device=like.device)
         if length <= window:
             query, key = place[:, None], place[None]
         else:
-            block = torch.arange(0, length, window, device=device)[:, None, None]
-            inner = torch.arange(2 * window, device=device)
+            block = torch.arange(0, length, window, device=like.device)[:, None, None]
+            inner = torch.arange(2 * window, device=like.device)
             query, key = block + inner[:window, None], block - window + inner
         allowed = (key <= query) & (key > query - window) & (key >= 0)
-        bias = positions.bias(query, key, dtype)
-        if bias is None and length <= window:
-            return cls(turns, None)  # plainly causal
-        bias = torch.zeros(1, *allowed.shape, dtype=dtype, device=device) if bias is None else bias
-        return cls(turns, bias.masked_fill(~allowed, -torch.inf))
+        bias = positions.bias(query, key, like.dtype)
+        if bias is None and length > window:
+            bias = like.new_zeros(1, *allowed.shape)
+        mask = None if bias is None else bias.masked_fill(~allowed, -torch.inf)  # none: plainly causal
+        return cls(positions.added(place, like.dtype), positions.turns(place, like.dtype), mask)
 
-    @classmethod
-    def next(cls, positions: Positions, place: int, window: int, device: torch.device, dtype: torch.dtype) -> "Place":
-        """Of one place; its bias is per slot of the ring, [heads, min(place + 1, window)]."""
-        here = torch.tensor([place], device=device)
-        if positions.kind != "alibi":
-            return cls(positions.turns(here, dtype), None)
-        slot = torch.arange(min(place + 1, window), device=device)
-        return cls(None, positions.bias(here, place - (place - slot) % window, dtype))
+
+class Places:
+    """Places one by one, computed in runs. The bias of one is per slot of the ring, [heads, min(place + 1, window)]."""
+
+    RUN = 64
+
+    def __init__(self, positions: Positions, window: int, like: Tensor) -> None:
+        self.positions, self.window, self.like = positions, window, like
+        self.added: Tensor | None = None
+        self.turns: Tensor | None = None
+
+    def __getitem__(self, place: int) -> Place:
+        at = place % self.RUN
+        if at == 0:
+            end = place + self.RUN if self.positions.longest is None else min(place + self.RUN, self.positions.longest)
+            run = torch.arange(place, end, device=self.like.device)
+            self.added, self.turns = self.positions.added(run, self.like.dtype), self.positions.turns(run, self.like.dtype)
+        added, turns = None if self.added is None else self.added[at], None if self.turns is None else self.turns[at]
+        return Place(added, turns, self._bias(place) if self.positions.kind == "alibi" else None)
+
+    def _bias(self, place: int) -> Tensor | None:
+        slot = torch.arange(min(place + 1, self.window), device=self.like.device)
+        return self.positions.bias(torch.full_like(slot, place), place - (place - slot) % self.window, self.like.dtype)
 
 
 @dataclass
 class Ring:
-    """The last keys and values [n, kv_heads, window, head_width]; place t is in slot t mod window. Updated in place."""
+    """The last keys and values [n, 2 kv_heads, window, head_width], keys first; place t is in slot t mod window. Updated in place."""
 
-    keys: Tensor
-    values: Tensor
+    known: Tensor
     seen: int = 0
 
-    def push(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a key and a value [n, kv_heads, head_width], give all that are known [n, kv_heads, known, head_width]."""
-        window = self.keys.shape[2]
-        self.keys.select(2, self.seen % window).copy_(k)
-        self.values.select(2, self.seen % window).copy_(v)
+    def push(self, newest: Tensor) -> tuple[Tensor, ...]:
+        """Take the newest keys and values [n, 2 kv_heads, head_width], give all keys and all values [n, kv_heads, known, head_width]."""
+        window = self.known.shape[2]
+        self.known.select(2, self.seen % window).copy_(newest)
         self.seen += 1
-        known = min(self.seen, window)
-        return self.keys.narrow(2, 0, known), self.values.narrow(2, 0, known)
+        return self.known.narrow(2, 0, min(self.seen, window)).chunk(2, 1)
 
 
 @dataclass
@@ -116,7 +131,7 @@ def rotated(x: Tensor, turns: Tensor | None) -> Tensor:
         return x
     wide = x if x.dtype == torch.float64 else x.float()
     pairs = torch.view_as_complex(wide.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class SoftmaxAttention(_Grouped):
@@ -126,26 +141,36 @@ class SoftmaxAttention(_Grouped):
         super().__init__(width, heads, kv_heads)
         self.window = window
 
-    def forward(self, h: Tensor, place: Place, cache: Ring | None = None) -> Tensor:
-        """h [B, L, width], or the next token's [n, width] with a cache -> the same shape."""
+    def forward(self, h: Tensor, place: Place) -> Tensor:
+        """h [B, L, width] -> the same shape."""
         qk, v = self._split(h)
         qk = rotated(qk, place.turns)
         q, k = qk.narrow(-2, 0, self.heads), qk.narrow(-2, self.heads, self.kv_heads)
-        if cache is not None:
-            return self.out(self._step(q, *cache.push(k, v), place.mask))
         q, k, v = q.transpose(1, 2), self._spread(k), self._spread(v)
         y = _in_blocks(q, k, v, place.mask, self.window) if h.shape[1] > self.window else _attended(q, k, v, place.mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def init(self, n: int) -> Ring:
-        shape = (n, self.kv_heads, self.window, self.head_width)
-        return Ring(self.out.weight.new_zeros(shape), self.out.weight.new_zeros(shape))
+        return Ring(self.out.weight.new_zeros(n, 2 * self.kv_heads, self.window, self.head_width))
 
-    def _step(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """q [n, heads, d]; heads that share keys are rows of one product."""
-        q = q.view(len(q), self.kv_heads, -1, self.head_width)
-        bias = None if bias is None else bias.view(self.kv_heads, q.shape[2], -1)
-        return F.scaled_dot_product_attention(q, k, v, bias).flatten(1)
+    def stepper(self) -> Callable[[Tensor, Place, Any], Tensor]:
+        """A function (h [n, width] of the next token, its place, the ring) -> the same shape.
+
+        It has few operations and calls no module: of a single stream these cost more time than the arithmetic.
+        """
+        into, out, d, heads, kv_heads = self.qkv.weight, self.out.weight, self.head_width, self.heads, self.kv_heads
+
+        def step(h: Tensor, place: Place, cache: Ring) -> Tensor:
+            n = len(h)
+            every = F.linear(h, into).view(n, -1, d)
+            if place.turns is not None:
+                torch.view_as_complex(every.narrow(1, 0, heads + kv_heads).view(n, -1, d // 2, 2)).mul_(place.turns)
+            k, v = cache.push(every.narrow(1, heads, 2 * kv_heads))
+            q = every.narrow(1, 0, heads).view(n, kv_heads, -1, d)  # heads that share keys are rows of one product
+            mask = None if place.mask is None else place.mask.view(kv_heads, q.shape[2], -1)
+            return F.linear(F.scaled_dot_product_attention(q, k, v, mask).flatten(1), out)
+
+        return step
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int) -> Tensor:
@@ -177,15 +202,11 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 class LinearAttention(_Grouped):
     """Attention whose kernel is a product of features; its state does not grow."""
 
-    def forward(self, h: Tensor, place: Place, cache: Sums | None = None) -> Tensor:
-        """h [B, L, width], or the next token's [n, width] with a cache -> the same shape."""
-        qk, v = self._split(h)
-        features = 1 + F.elu(qk.float() if qk.dtype == torch.bfloat16 else qk)
-        turned = rotated(features, place.turns)
-        if cache is not None:
-            return self.out(self._step(features, turned, v.to(features.dtype), cache))
+    def forward(self, h: Tensor, place: Place) -> Tensor:
+        """h [B, L, width] -> the same shape."""
+        features, turned, v = self._features(h, place)
         (q, k), (qt, kt) = (x.split([self.heads, self.kv_heads], -2) for x in (features, turned))
-        q, qt, k, kt, v = q.transpose(1, 2), qt.transpose(1, 2), self._spread(k), self._spread(kt), self._spread(v).to(features.dtype)
+        q, qt, k, kt, v = q.transpose(1, 2), qt.transpose(1, 2), self._spread(k), self._spread(kt), self._spread(v)
         below = (q * k.cumsum(2)).sum(-1, keepdim=True)
         return self.out((_linear(qt, kt, v) / below).transpose(1, 2).flatten(2).to(h.dtype))
 
@@ -193,13 +214,24 @@ class LinearAttention(_Grouped):
         weight, d = self.out.weight, self.head_width
         return Sums(weight.new_zeros(n, self.kv_heads, d, d), weight.new_zeros(n, self.kv_heads, d))
 
-    def _step(self, features: Tensor, turned: Tensor, v: Tensor, cache: Sums) -> Tensor:
-        """One place: features and turned [n, heads + kv_heads, d], v [n, kv_heads, d]."""
+    def stepper(self) -> Callable[[Tensor, Place, Any], Tensor]:
+        """As of softmax attention."""
+        return self._step
+
+    def _step(self, h: Tensor, place: Place, cache: Sums) -> Tensor:
+        """h [n, width] of the next token -> the same shape."""
+        features, turned, v = self._features(h, place)
         (q, k), (qt, kt) = (x.split([self.heads, self.kv_heads], 1) for x in (features, turned))
         cache.products += kt[..., None] * v[..., None, :]
         cache.keys += k
         q, qt = (x.unflatten(1, (self.kv_heads, -1)) for x in (q, qt))
-        return (qt @ cache.products / (q @ cache.keys[..., None])).flatten(1)
+        return self.out((qt @ cache.products / (q @ cache.keys[..., None])).flatten(1))
+
+    def _features(self, h: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """phi of queries and keys, the same turned, and values, [..., heads, head_width]; at least in float32."""
+        qk, v = self._split(h)
+        features = 1 + F.elu(qk.float() if qk.dtype == torch.bfloat16 else qk)
+        return features, rotated(features, place.turns), v.to(features.dtype)
 
 
 def _linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ References:
     | Generative pretraining from pixels (images; Chen et al., 2020) | https://proceedings.mlr.press/v119/chen20s.html
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
-from likely.nets.causal.attention import LinearAttention, Place, Ring, SoftmaxAttention, Sums
+from likely.nets.causal.attention import LinearAttention, Place, Places, Ring, SoftmaxAttention, Sums
 from likely.nets.causal.inputs import NGrams, Outputs, Tokens, raster
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.nets.positions import Positions
@@ -53,9 +53,16 @@ _NGRAMS = {  # longest n-gram, buckets per table, width of tables
     "base": (6, 65536, 128),
 }
 _NORMS = ("layer", "rms")
-_FFNS = ("swiglu", "relu2", "gelu")
 _ATTENTIONS = ("full", "local", "linear")
 _WAYS = ("start", "film", "cross")
+
+
+def _swiglu(u: Tensor) -> Tensor:
+    gate, value = u.chunk(2, -1)
+    return F.silu(gate) * value
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": _swiglu, "relu2": lambda u: u.relu().square(), "gelu": F.gelu}
 
 
 class FeedForward(nn.Module):
@@ -69,11 +76,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        u = self.up(h)
-        if self.kind == "swiglu":
-            gate, value = u.chunk(2, -1)
-            return self.down(F.silu(gate) * value)
-        return self.down(F.relu(u).square() if self.kind == "relu2" else F.gelu(u))
+        return self.down(_ACTIVATIONS[self.kind](self.up(h)))
 
 
 @dataclass
@@ -97,9 +100,15 @@ class Norm(nn.Module):
         self.film = FiLM(width, width) if film else None
 
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
-        shape = self.weight.shape
-        h = F.rms_norm(h, shape, self.weight) if self.bias is None else F.layer_norm(h, shape, self.weight, self.bias)
+        h = self.plain()(h)
         return h if self.film is None else self.film(h.movedim(-1, 1), embedding).movedim(1, -1)
+
+    def plain(self) -> Callable[[Tensor], Tensor]:
+        """The norm itself, as a function."""
+        shape, weight, bias = self.weight.shape, self.weight, self.bias
+        if bias is None:
+            return lambda h: F.rms_norm(h, shape, weight)
+        return lambda h: torch.layer_norm(h, shape, weight, bias)
 
 
 class Block(nn.Module):
@@ -124,12 +133,29 @@ class Block(nn.Module):
         self.norm_x, self.cross = (Norm(norm, width, film=False), CrossAttention(width, heads)) if given_by == "cross" else (None, None)
         self.norm_2, self.ffn, self.dropout = Norm(norm, width, film=film), FeedForward(width, ffn), dropout
 
-    def forward(self, h: Tensor, place: Place, context: Context, index: int, cache: Ring | Sums | None = None) -> Tensor:
-        """h [B, L, width], or the next token's [n, width] with a cache."""
-        h = h + self._drop(self.attention(self.norm_1(h, context.film), place, cache))
+    def forward(self, h: Tensor, place: Place, context: Context, index: int) -> Tensor:
+        """h [B, L, width] -> the same shape."""
+        return self._after(h + self._drop(self.attention(self.norm_1(h, context.film), place)), context, index)
+
+    def _after(self, h: Tensor, context: Context, index: int) -> Tensor:
+        """What follows attention: h [B, L, width] or [n, width]."""
         if self.cross is not None and self.norm_x is not None and context.memory is not None:
             h = h + self._drop(self.cross(self.norm_x(h, None), context.memory[index], context.filled))
         return h + self._drop(self.ffn(self.norm_2(h, context.film)))
+
+    def stepper(self, index: int) -> Callable[[Tensor, Place, Context, Ring | Sums], Tensor]:
+        """A function (h [n, width] of the next token, its place, context, cache) -> the same shape, see `SoftmaxAttention.stepper`."""
+        attend = self.attention.stepper()
+        if self.cross is not None or self.norm_1.film is not None:
+            return lambda h, place, context, cache: self._after(h + attend(self.norm_1(h, context.film), place, cache), context, index)
+        norm_1, norm_2, activation = self.norm_1.plain(), self.norm_2.plain(), _ACTIVATIONS[self.ffn.kind]
+        up, down = self.ffn.up.weight, self.ffn.down.weight
+
+        def step(h: Tensor, place: Place, context: Context, cache: Ring | Sums) -> Tensor:
+            h = h + attend(norm_1(h), place, cache)
+            return h + F.linear(activation(F.linear(norm_2(h), up)), down)
+
+        return step
 
     def _drop(self, h: Tensor) -> Tensor:
         return F.dropout(h, self.dropout, self.training) if self.training and self.dropout else h
@@ -137,11 +163,16 @@ class Block(nn.Module):
 
 @dataclass
 class TransformerState:
-    """What each block's attention keeps, and the last symbols [n, longest n-gram], latest first; updated in place by `step`."""
+    """What each block's attention keeps, and the last symbols [n, longest n-gram], latest first; updated in place by `step`.
+
+    The blocks' functions and the places hold nothing of the examples.
+    """
 
     context: Context
     caches: list[Ring | Sums]
     history: Tensor | None
+    blocks: list[Callable[[Tensor, Place, Context, Ring | Sums], Tensor]]
+    places: Places
     entry: int = 0
 
 
@@ -212,7 +243,7 @@ class CausalTransformer(CausalNet):
             Block(width, attend(), heads=heads, norm=norm, ffn=ffn, given_by=given_by, dropout=dropout) for _ in range(depth)
         )
         self.norm, self.last = Norm(norm, width, film=given_by == "film"), Outputs(len(space.supports), width, out)
-        self.order = raster(space)
+        self.order, self.longest = raster(space), self.positions.longest
         relative = attention == "local" and positions in ("rotary", "alibi")
         self.reach = depth * (self.window - 1) + max(1, longest) if text and relative else None
 
@@ -220,8 +251,9 @@ class CausalTransformer(CausalNet):
         entries = x.movedim(1, -1) if self.space.layout == "grid" else x
         context, h = self._context(len(x), given), self._tokens(entries.flatten(1))
         h = torch.cat([h[:, :1] + context.start[:, None], h[:, 1:]], 1)
-        h = self._placed(h, torch.arange(h.shape[1], device=h.device), h.shape[1])
-        place = Place.whole(self.positions, h.shape[1], self.window, h.device, h.dtype)
+        self._check_end(h.shape[1])
+        place = Place.whole(self.positions, h.shape[1], self.window, h)
+        h = h if place.added is None else h + place.added
         for i, block in enumerate(self.blocks):
             h = block(h, place, context, i)
         parameters = self.last(self.norm(h, context.film)).unflatten(1, entries.shape[1:])
@@ -234,13 +266,9 @@ class CausalTransformer(CausalNet):
         seen = self.tokens(x.reshape(-1, len(self.space.supports))).view(*x.shape, -1)
         return F.pad(seen, (0, 0, 1, 0))[:, :-1]
 
-    def _placed(self, h: Tensor, place: Tensor, end: int) -> Tensor:
-        """Tokens at places before `end`, told where they are."""
-        longest = self.positions.longest
-        if longest is not None and end > longest:
-            raise UsageError(f"Learned positions end after {longest} places.", "Fit with positions='rotary' for longer texts.")
-        added = self.positions.added(place, h.dtype)
-        return h if added is None else h + added
+    def _check_end(self, end: int) -> None:
+        if self.longest is not None and end > self.longest:
+            raise UsageError(f"Learned positions end after {self.longest} places.", "Fit with positions='rotary' for longer texts.")
 
     def _context(self, n: int, given: Tensor | None) -> Context:
         start = self.start.weight.expand(n, -1)
@@ -257,16 +285,17 @@ class CausalTransformer(CausalNet):
         weight = self.start.weight
         longest = self.tokens.longest if isinstance(self.tokens, NGrams) else 0
         history = torch.zeros(n, longest, dtype=torch.int64, device=weight.device) if longest else None
-        return TransformerState(self._context(n, given), [block.attention.init(n) for block in self.blocks], history)
+        caches, blocks = [block.attention.init(n) for block in self.blocks], [block.stepper(i) for i, block in enumerate(self.blocks)]
+        return TransformerState(self._context(n, given), caches, history, blocks, Places(self.positions, self.window, weight))
 
     def step(self, state: TransformerState, x_i: Tensor | None) -> tuple[TransformerState, Tensor]:
-        h, entry, weight = self._token(state, x_i), state.entry, self.start.weight
-        h = self._placed(h, torch.tensor([entry], device=h.device), entry + 1)
-        place = Place.next(self.positions, entry, self.window, h.device, weight.dtype)
-        for i, block in enumerate(self.blocks):
-            h = block(h, place, state.context, i, state.caches[i])
+        self._check_end(state.entry + 1)
+        h, place = self._token(state, x_i), state.places[state.entry]
+        h = h if place.added is None else h + place.added
+        for block, cache in zip(state.blocks, state.caches, strict=True):
+            h = block(h, place, state.context, cache)
         state.entry += 1
-        return state, self.last.one(self.norm(h, state.context.film), entry % len(self.space.supports))
+        return state, self.last.one(self.norm(h, state.context.film), (state.entry - 1) % len(self.space.supports))
 
     def _token(self, state: TransformerState, x_i: Tensor | None) -> Tensor:
         """The newest token [n, width], of the previous entry's values [n]."""
@@ -294,7 +323,7 @@ def _way(given: Space | None, way: str | None) -> str | None:
 
 
 def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions: str, attention: str) -> None:
-    for name, word, known in (("norm", norm, _NORMS), ("ffn", ffn, _FFNS), ("attention", attention, _ATTENTIONS)):
+    for name, word, known in (("norm", norm, _NORMS), ("ffn", ffn, tuple(_ACTIVATIONS)), ("attention", attention, _ATTENTIONS)):
         if word not in known:
             raise UsageError(f"Unknown {name} '{word}'.", nearest(word, known))
     if width % heads or heads % kv_heads:
