@@ -16,6 +16,7 @@ References:
     | Transformers are RNNs: fast autoregressive transformers with linear attention (Katharopoulos et al., 2020) | https://arxiv.org/abs/2006.16236
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,15 +65,16 @@ class Places:
     RUN = 64
 
     def __init__(self, positions: Positions, window: int, like: Tensor) -> None:
-        self.positions, self.window, self.like = positions, window, like
+        self.positions, self.window, self.like, self.first = positions, window, like, -1
         self.added: Tensor | None = None
         self.turns: Tensor | None = None
 
     def __getitem__(self, place: int) -> Place:
         at = place % self.RUN
-        if at == 0:
-            end = place + self.RUN if self.positions.longest is None else min(place + self.RUN, self.positions.longest)
-            run = torch.arange(place, end, device=self.like.device)
+        if place - at != self.first:
+            self.first = place - at
+            end = min(self.first + self.RUN, self.positions.longest or math.inf)
+            run = torch.arange(self.first, end, device=self.like.device)
             self.added, self.turns = self.positions.added(run, self.like.dtype), self.positions.turns(run, self.like.dtype)
         added, turns = None if self.added is None else self.added[at], None if self.turns is None else self.turns[at]
         return Place(added, turns, self._bias(place) if self.positions.kind == "alibi" else None)
