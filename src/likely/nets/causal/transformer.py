@@ -191,6 +191,7 @@ class CausalTransformer(CausalNet):
     """
 
     blocks: Sequence[Block]
+    tokens: NGrams | Tokens
 
     def __init__(
         self,
@@ -306,7 +307,7 @@ class CausalTransformer(CausalNet):
             return h + state.context.start if x_i is None else h
         if x_i is None:
             return state.context.start
-        if self.tokens.plain:
+        if isinstance(self.tokens, Tokens) and self.tokens.plain:
             return F.embedding(x_i, self.tokens.state.weight)
         return self.tokens(x_i[:, None], (state.entry - 1) % len(self.space.supports))[:, 0]
 
