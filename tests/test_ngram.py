@@ -215,5 +215,5 @@ def test_the_order_is_chosen_where_it_helps(stream, deep):
     text = torch.from_numpy(np.tile(rng.integers(0, 4, 40), 30) if stream == "cycle" else rng.integers(0, 4, 1200))
     split = Split(text.unfold(0, 8, 1), stream=text)
     held_out = split if deep else Split(split.x, stream=text.flip(0))
-    model = fit(Data(Space.sequence(8, 4), split, held_out, split), "ngram", progress=False, adapt=False).model
+    model = fit(Data(Space.sequence(8, 4), split, held_out, split), "ngram", progress=False, adapt=False, estimator="kneser-ney").model
     assert (model.order > 2) == deep

@@ -58,9 +58,10 @@ def compare(
     Interrupted or killed, the same command goes on where it stopped.
     """
     import likely
+    from likely import families
 
     loaded = _load(data, given, read)
-    names = [name.strip() for name in models.split(",")] if models else None
+    names = families.split_names(models) if models else None
     likely.compare(loaded, names, minutes=minutes, seeds=seeds, jobs=jobs, out=out, size=size, seed=seed, device=device, given=given)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Batches",
     "ClosedForm",
     "Coded",
+    "Combined",
     "Fillable",
     "Latent",
     "Likelihood",
@@ -224,6 +225,15 @@ class ClosedForm(ABC):
     @abstractmethod
     def solve(self, train: Batches, valid: Batches) -> None:
         """Fit by counts, EM or a bandwidth search; hyperparameters are chosen on `valid`."""
+
+
+class Combined(ABC):
+    """Is made of other models; when those are fitted, one after another, `solve` fits what joins them, which lives in buffers."""
+
+    members: nn.ModuleList
+
+    @abstractmethod
+    def solve(self, train: Batches, valid: Batches) -> None: ...
 
 
 class Starts(ABC):

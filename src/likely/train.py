@@ -10,7 +10,9 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from likely import families, store
 from likely.dataset import Data
 from likely.errors import TrainingError, UsageError
-from likely.model import ClosedForm, Model
+from likely.model import ClosedForm, Combined, Model
 from likely.noise import row_hash, seeded
 from likely.space import Space
 from likely.training.budget import Budget
@@ -28,6 +30,8 @@ from likely.training.progress import Progress, ProgressCallback
 from likely.training.trainer import Settings, Trainer
 
 __all__ = ["Run", "fit"]
+
+_JOINING = 0.05  # share of a budget of time that fitting what joins the members of a model may take
 
 
 @dataclass
@@ -106,7 +110,11 @@ def fit(
     before = torch.get_num_threads()
     try:
         with seeded(step_seed(seed, 0, 0)):
-            if isinstance(model, ClosedForm):
+            if isinstance(model, Combined):
+                how = {"seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": precision}
+                part = partial(fit, data, progress=progress, checkpoint_seconds=checkpoint_seconds, **how)
+                run = _combine(model, data, partial(_share, budget, epochs), part, settings, accelerator)
+            elif isinstance(model, ClosedForm):
                 run = _solve(model, data, settings, accelerator.is_main_process)
             else:
                 run = _train(Trainer(model, data, budget, settings, accelerator, gather), shown)
@@ -142,6 +150,40 @@ def _solve(model: Model, data: Data, settings: Settings, main: bool) -> Run:
     run = Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, settings.seed, stopped="closed form")
     _store(run, data, settings.folder, main)
     return run
+
+
+def _combine(model: Any, data: Data, share: Callable[..., dict[str, Any]], part: Callable[..., Run], settings: Settings, ranks: Any) -> Run:
+    """Fit the members, each as if alone and in a folder of its own, closed forms first; then what joins them."""
+    folders = [settings.folder / "members" / str(i) if settings.folder else None for i in range(len(model.members))]
+    closed = [i for i, member in enumerate(model.members) if isinstance(member, ClosedForm)]
+    others = [i for i in range(len(folders)) if i not in closed]
+    runs: list[Run] = []
+    for some in (closed, others):
+        budget = share(sum(run.seconds for run in runs), max(1, len(others)))
+        for i in some:
+            runs.append(part(model.members[i], out=folders[i], **budget))
+            model.members[i] = runs[-1].model
+    start, cpu = time.perf_counter(), time.process_time()
+    model.to(ranks.device).eval().solve(data.train.pieces(), data.valid.pieces())
+    seconds = sum(run.seconds for run in runs) + time.perf_counter() - start
+    cpu_seconds = sum(run.cpu_seconds for run in runs) + time.process_time() - cpu
+    last = runs[-1]
+    stopped = "interrupted" if any(run.stopped == "interrupted" for run in runs) else last.stopped
+    joined = Run(model.to("cpu"), seconds, cpu_seconds, sum(run.steps for run in runs), settings.seed, last.curve, last.pace, stopped)
+    _store(joined, data, settings.folder, ranks.is_main_process)
+    if ranks.is_main_process and stopped != "interrupted":
+        for folder in filter(None, folders):
+            store.remove(folder)
+    return joined
+
+
+def _share(budget: Budget, epochs: float | None, spent: float, parts: int) -> dict[str, Any]:
+    """What each of so many members that train by steps may use; of time, what the others spent is gone, and some is kept for joining."""
+    if epochs is not None:
+        return {"epochs": epochs / parts}
+    if budget.seconds is None:
+        return {"steps": max(1, (budget.steps or 0) // parts)}
+    return {"minutes": max(0.1 * budget.seconds, (1 - _JOINING) * budget.seconds - spent) / parts / 60}
 
 
 def _store(run: Run, data: Data, folder: Path | None, main: bool) -> None:

@@ -8,6 +8,7 @@ Others register theirs through the entry point group `likely.families`:
 
 import inspect
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -27,10 +28,11 @@ __all__ = ["FAMILIES", "Family", "build", "family_class", "names", "option_names
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family's class lives, and the options its name presets."""
+    """Where a family's class lives, the options its name presets, and the members that it is made of by default."""
 
     path: str
     preset: dict[str, Any] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -40,6 +42,7 @@ FAMILIES: dict[str, Family] = {
     "pca": Family("likely.families.pca:ProbabilisticPCA"),
     "ngram": Family("likely.families.ngram:NGram"),
     "autoregressive": Family("likely.families.autoregressive:Autoregressive"),
+    "mixture": Family("likely.families.mixture:Mixture", members=("ngram", "autoregressive")),
     "flow": Family("likely.families.flow:Flow"),
     "vae": Family("likely.families.vae:VAE"),
     "gan": Family("likely.families.gan:GAN"),
@@ -60,11 +63,31 @@ def names() -> list[str]:
     return list(registry())
 
 
+def split_names(names: str) -> list[str]:
+    """Names that are separated by commas, but for those in parentheses: "a, b(c, d)" -> ["a", "b(c, d)"]."""
+    return [name.strip() for name in re.split(r",(?![^(]*\))", names)]
+
+
+def parsed(name: str) -> tuple[str, list[str]]:
+    """A family's own name and those of its members: "mixture(ngram, flow)" -> ("mixture", ["ngram", "flow"]).
+
+    Raises: UsageError for members of a family that has none.
+    """
+    own, inside, members = name.partition("(")
+    known = registry().get(own.strip())
+    if not inside:
+        return own, list(known.members) if known else []
+    if known and not known.members:
+        raise UsageError(f"Model '{own.strip()}' is not made of others, as '{name}' says.", "mixture(...) is.")
+    return own.strip(), split_names(members.strip().removesuffix(")"))
+
+
 def family_class(name: str) -> "type[Model]":
     """The class behind a name.
 
     Raises: UsageError for an unknown name; the hint suggests the nearest.
     """
+    name, _ = parsed(name)
     if name not in registry():
         raise UsageError(f"Unknown model '{name}'.", nearest(name, registry()))
     module, _, attribute = registry()[name].path.partition(":")
@@ -74,7 +97,7 @@ def family_class(name: str) -> "type[Model]":
 def option_names(cls: "type[Model]") -> dict[str, inspect.Parameter]:
     """The constructor's keyword-only options, the family's config, and those that it hands on to its net."""
     parameters = inspect.signature(cls).parameters.values()
-    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size")}
+    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size", "members")}
     return own | (net_options(cls.net_role) if cls.net_role else {})
 
 
@@ -104,6 +127,8 @@ def build(name: str, space: "Space", *, given: "Space | None" = None, size: str 
     if space.layout not in cls.layouts:
         others = [n for n in FAMILIES if space.layout in family_class(n).layouts]
         raise UsageError(f"Model '{name}' does not model {space.layout} data.", f"Those that do: {', '.join(others) or 'none yet'}.")
-    model = cls(space, given=given, size=size, **{**registry()[name].preset, **options})
+    own, parts = parsed(name)
+    members = {"members": [build(part, space, given=given, size=size) for part in parts]} if parts else {}
+    model = cls(space, given=given, size=size, **{**registry()[own].preset, **options}, **members)
     model.config = {"model": name, "size": size, "options": options}
     return model

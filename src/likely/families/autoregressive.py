@@ -37,7 +37,7 @@ from likely.coding import Codec, autoregressive
 from likely.errors import UsageError, nearest
 from likely.heads import Categorical, Coupled, Heads
 from likely.logprob import LogProb
-from likely.model import Coded, Likelihood, Model, Primed, Recipe, expand_given
+from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, expand_given
 from likely.nets import net as build_net
 from likely.nets.causal import CausalNet
 from likely.noise import Noise
@@ -81,7 +81,7 @@ class Filter:
         return logits
 
 
-class Autoregressive(Model, Likelihood, Primed, Coded):
+class Autoregressive(Model, Likelihood, Stepwise, Coded):
     """A causal net and a head for each entry.
 
     Args:
@@ -167,6 +167,29 @@ class Autoregressive(Model, Likelihood, Primed, Coded):
         text = F.pad(torch.cat([prefix, stretch]), (0, length), value=-1)
         for b, f in zip(begin.split(32), first.split(32), strict=True):
             yield text[b[:, None] + torch.arange(length, device=text.device)], (f - b)[:, None] + scored
+
+    # -- conditionals of strings ----------------------------------------------------------------
+
+    def logits(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        parameters = self.net(self._symbols(x)[0], given)
+        return self._logits(0, parameters.flatten(0, 1)).unflatten(0, x.shape)
+
+    @torch.no_grad()
+    def logits_after(self, stretch: Tensor, prefix: Tensor) -> Iterator[Tensor]:
+        left = len(stretch)
+        with _evaluating(self):
+            for windows, place in self._windows(stretch, prefix):
+                parameters = self.net(self._symbols(windows)[0])
+                scored = parameters.gather(1, place[..., None].expand(-1, -1, parameters.shape[-1])).flatten(0, 1)
+                yield self._logits(0, scored[:left])
+                left -= len(scored)
+
+    def init_state(self, n: int, given: Tensor | None = None) -> Any:
+        return self.net.init_state(n, given)
+
+    def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]:
+        state, parameters = self.net.step(state, x_i)
+        return state, self._logits(0, parameters)
 
     # -- samples --------------------------------------------------------------------------------
 

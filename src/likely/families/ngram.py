@@ -20,7 +20,6 @@ References:
     | Data compression using adaptive coding and partial string matching (PPM; Cleary and Witten, 1984) | https://doi.org/10.1109/TCOM.1984.1096090
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likely.coding import Codec, autoregressive
+from likely.coding import Codec, strings
 from likely.errors import UsageError, nearest
 from likely.logprob import LogProb
 from likely.model import Batches, ClosedForm, Coded, Likelihood, Model, Stepwise
@@ -41,7 +40,7 @@ __all__ = ["NGram"]
 
 ESTIMATORS = ("mixed", "kneser-ney", "ppm")
 MOST_ORDER = 16
-_ORDERS = (2, 4, 6, 8, 12, MOST_ORDER)  # tried in turn, as long as they help
+_ORDERS = (2, 5, 8, 12, MOST_ORDER)  # tried in turn, as long as they help
 _BLOCK = 4096  # symbols of a stretch whose logits are in memory together
 
 
@@ -95,9 +94,10 @@ class NGram(Model, Likelihood, Stepwise, Coded, ClosedForm):
     def solve(self, train: Batches, valid: Batches) -> None:
         """Read the training split, with the order that predicts the validation split best."""
         text, held_out, best = self._read(train), self._read(valid), np.inf
+        adapt = self.adapts and _stream(train) is not None
         for order in _ORDERS if self.longest is None else (self.longest,):
             tree, blend = backoff.estimate(contexts.new_tree(order, self.symbols), text, self.estimator)
-            cost = -self._held_out(tree, blend, held_out, adapt=self.adapts and _stream(train) is not None).sum()
+            cost = -self._held_out(tree, blend, held_out, adapt=adapt).sum()
             if cost >= best:
                 break
             best, self.text = cost, torch.from_numpy(text)
@@ -200,28 +200,15 @@ class NGram(Model, Likelihood, Stepwise, Coded, ClosedForm):
         n, width = history.shape
         text = np.concatenate([history, history[:, :1]], 1)  # what follows is not looked at
         every = backoff.log_probs(tree, blend, text.ravel(), np.arange(n) * (width + 1) + width, every=True)
-        return (tree, blend, history), self._after_end(torch.from_numpy(every), x_i)
+        return (tree, blend, history), strings.end_stays(torch.from_numpy(every), x_i, self.space)
 
-    def _after_end(self, logits: Tensor, x_i: Tensor | None) -> Tensor:
-        """Only the end follows an end."""
-        if self.space.variable and x_i is not None:
-            logits[x_i == self.symbols - 1] = torch.where(torch.arange(self.symbols) == self.symbols - 1, 0.0, -math.inf).double()
-        return logits
-
-    @torch.no_grad()
     def sample(self, n: int, given: Tensor | None = None) -> Tensor:
         """Draw n examples, symbol by symbol."""
-        state, last, drawn = self.init_state(n, given), None, []
-        for _ in range(self.space.dims):
-            state, logits = self.step(state, last)
-            last = torch.multinomial(logits.exp(), 1)[:, 0]
-            drawn.append(last)
-        return self.space.padded(torch.stack(drawn, 1))
+        return strings.draw(self, self.space, n, given)
 
     def codec(self, given: Tensor | None = None) -> Codec:
         """A codec of whole examples."""
-        coded = autoregressive(self.space.with_end, self, lambda _, logits: logits, given)
-        return coded.mapped(self.space.ended, self.space.padded)
+        return strings.codec(self, self.space, given)
 
 
 def _stream(batches: Batches) -> Tensor | None:
