@@ -26,7 +26,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
     ) -> None:
         super().__init__(space, given=given, size=size)
         self.recipe = _RECIPES[space.layout]  # type: ignore[misc]
-        self.symbols = _with_end(space)
+        self.symbols = space.with_end
         up_to = {"auto": categorical_up_to, "categorical": sys.maxsize, "mixture": 0, "coupled": 0}
         if head not in up_to:
             raise UsageError(f"Unknown head '{head}'.", nearest(head, up_to))
@@ -137,7 +137,7 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
         padding = x < 0
         if not self.space.variable:
             return x.clamp_min(0), ~padding
-        return x.masked_fill(padding, self.symbols.supports[0].levels - 1), padding.cumsum(1) <= 1  # the end itself counts
+        return self.space.ended(x), padding.cumsum(1) <= 1  # the end itself counts
 
     # -- likelihood -----------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
             last = self._draw_entry(place, parameters, keep)
             drawn.append(last)
         flat = torch.stack(drawn, 1)[:, self.net.order.argsort()]
-        return self._padded(flat.view(n, *self.space.shape))
+        return self.space.padded(flat.view(n, *self.space.shape))
 
     def _draw_entry(self, place: int, parameters: Tensor, keep: Filter) -> Tensor:
         """Values [n] of one entry, in data units."""
@@ -246,10 +246,6 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
         """Which support the entry at a place of a flattened example has."""
         return place * len(self.space.supports) // self.space.dims
 
-    def _padded(self, symbols: Tensor) -> Tensor:
-        """Data from symbols: the end and what follows it become padding."""
-        return symbols.masked_fill(symbols == self.symbols.supports[0].levels - 1, -1) if self.space.variable else symbols
-
     # -- codes ----------------------------------------------------------------------------------
 
     def codec(self, given: Tensor | None = None) -> Codec:
@@ -260,7 +256,7 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
         if any(s.states is None for s in self.space.supports):
             raise UsageError(f"A {self.space} cannot be coded by an autoregressive model yet.", "Nominal and ordinal entries can.")
         coded = autoregressive(self.symbols, self.net, self._logits, given, self.order)
-        return coded.mapped(lambda x: self._symbols(x)[0], self._padded)
+        return coded.mapped(lambda x: self._symbols(x)[0], self.space.padded)
 
     def _logits(self, place: int, parameters: Tensor) -> Tensor:
         """float64 logits of an entry's states, a missing one last."""
@@ -292,13 +288,6 @@ class Ending(CausalNet):
             certain[:, self.end] = 0.0
             parameters = torch.where((x_i == self.end)[:, None], certain, parameters)
         return state, parameters
-
-
-def _with_end(space: Space) -> Space:
-    """The space of symbols that are predicted: a sequence of variable length has one more, its end."""
-    if not space.variable:
-        return space
-    return replace(space, supports=(replace(space.supports[0], levels=space.supports[0].levels + 1),), variable=False)
 
 
 @contextmanager
