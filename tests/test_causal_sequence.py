@@ -155,10 +155,11 @@ def test_mistakes_are_told():
 # -- the recurrent net ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ngrams", [1, 3])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("space", [TEXT, TABLE], ids=["text", "table"])
-def test_recurrent_steps_equal_the_whole(space, cell):
-    net, x = awake(RecurrentNet(space, size="tiny", out=3, depth=2, cell=cell)), examples(space, 3)
+def test_recurrent_steps_equal_the_whole(space, cell, ngrams):
+    net, x = awake(RecurrentNet(space, size="tiny", out=3, depth=2, cell=cell, ngrams=ngrams)), examples(space, 3)
     torch.testing.assert_close(stepped(net, x), whole(net, x), rtol=1e-9, atol=1e-9)
 
 

@@ -8,7 +8,21 @@ from torch.nn import functional as F
 
 from likely.space import MISSING, Space, Support, to_grid
 
-__all__ = ["NGrams", "Outputs", "Signs", "Tokens", "coded", "feature_width", "features", "raster", "standard", "tokens_of"]
+__all__ = [
+    "NGrams",
+    "Outputs",
+    "Signs",
+    "Tokens",
+    "before",
+    "coded",
+    "feature_width",
+    "features",
+    "newest",
+    "no_history",
+    "raster",
+    "standard",
+    "tokens_of",
+]
 
 _CODED_UP_TO = 32
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as int64
@@ -145,6 +159,32 @@ class NGrams(nn.Module):
             kept = torch.rand(grams.shape[:-1], device=grams.device) >= self.dropout
             grams = grams * (kept / (1 - self.dropout))[..., None]
         return self.mix(self.symbol(history[..., 0]) + grams.sum(-2))
+
+
+def before(tokens: Tokens | NGrams, x: Tensor, kinds: int) -> Tensor:
+    """Entries in order [B, D], of `kinds` in turn -> the vector of what is before each, [B, D, width]; before the first, a constant."""
+    if isinstance(tokens, NGrams):
+        return tokens(tokens.histories(x))
+    seen = tokens(x.reshape(-1, kinds)).view(*x.shape, -1)
+    return F.pad(seen, (0, 0, 1, 0))[:, :-1]
+
+
+def no_history(tokens: Tokens | NGrams, n: int, device: torch.device) -> Tensor | None:
+    """The symbols before the first entry, [n, longest n-gram], where there are n-grams."""
+    return torch.zeros(n, tokens.longest, dtype=torch.int64, device=device) if isinstance(tokens, NGrams) else None
+
+
+def newest(tokens: Tokens | NGrams, x_i: Tensor | None, history: Tensor | None, start: Tensor, kind: int) -> tuple[Tensor, Tensor | None]:
+    """(the newest token [n, width], the symbols so far), of the previous entry's values [n]; `start` at first, else as of `before`."""
+    if isinstance(tokens, NGrams) and history is not None:
+        history = history if x_i is None else torch.cat([x_i[:, None] + 1, history[:, :-1]], 1)
+        h = tokens(history)
+        return h + start if x_i is None else h, history
+    if x_i is None:
+        return start, None
+    if isinstance(tokens, Tokens) and tokens.plain:
+        return F.embedding(x_i, tokens.state.weight), None
+    return tokens(x_i[:, None], kind)[:, 0], None
 
 
 class Outputs(nn.Module):

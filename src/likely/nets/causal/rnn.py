@@ -1,6 +1,6 @@
 """A recurrent net over the entries of a sequence or a table; with a sequence given, an encoder-decoder with attention.
 
-    h_i = cell(h_{i-1}, token(x_{i-1}))                     LSTM or GRU, in layers
+    h_i = cell(h_{i-1}, token(x_{i-1}))                     LSTM or GRU, in layers; tokens may hold n-grams (see `NGrams`)
     e_ij = v . tanh(W h_i + U m_j),  c_i = sum_j softmax_j(e_ij) m_j,  r_i = tanh(P [h_i, c_i])
 
 The first state comes from what is given. Of a sequence, that is the last state of an encoder, which
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import Outputs, Tokens
+from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history
 from likely.nets.conditioning import Conditioner
 from likely.nets.reader import RecurrentReader, required
 from likely.space import Space
@@ -36,6 +36,7 @@ _SIZES = {  # width, depth, dropout
     "small": (256, 1, 0.0),
     "base": (512, 2, 0.2),
 }
+_NGRAMS = {"tiny": (256, 8), "small": (16384, 64), "base": (65536, 128)}  # buckets per table, width of tables
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -55,10 +56,11 @@ class AdditiveAttention(nn.Module):
 
 @dataclass
 class RecurrentState:
-    """Each layer's h, and c of an LSTM, [n, depth, width]; what attention reads."""
+    """Each layer's h, and c of an LSTM, [n, depth, width]; what attention reads; the last symbols [n, longest n-gram], latest first."""
 
     cells: list[Tensor]
     memory: tuple[Tensor, Tensor, Tensor] | None
+    history: Tensor | None
     entry: int = 0
 
 
@@ -67,6 +69,7 @@ class RecurrentNet(CausalNet):
 
     Args:
         cell: "lstm" or "gru".
+        ngrams: longest n-gram in a token of a sequence; 1 for symbols alone. gram_dropout: of whole n-grams.
         attend: whether a sequence that is given is attended to.
     """
 
@@ -81,6 +84,8 @@ class RecurrentNet(CausalNet):
         depth: int | None = None,
         dropout: float | None = None,
         cell: str = "lstm",
+        ngrams: int = 1,
+        gram_dropout: float = 0.0,
         attend: bool = True,
     ) -> None:
         super().__init__()
@@ -89,7 +94,9 @@ class RecurrentNet(CausalNet):
         preset = _SIZES[size]
         width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
         self.kinds, self.depth, self.dropout = len(space.supports), depth, dropout
-        self.tokens, self.start = Tokens(space, width), nn.Embedding(1, width)
+        grams = space.layout == "sequence" and ngrams > 1
+        self.tokens = NGrams(space.supports[0].levels, ngrams, *_NGRAMS[size], width, gram_dropout) if grams else Tokens(space, width)
+        self.start = nn.Embedding(1, width)
         self.cells = _CELLS[cell](width, width, depth, batch_first=True, dropout=dropout if depth > 1 else 0.0)
         reads = given is not None and given.layout == "sequence"
         self.reader = RecurrentReader(given, width) if reads and given is not None else None
@@ -100,15 +107,15 @@ class RecurrentNet(CausalNet):
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         state = self.init_state(len(x), given)
-        seen = self.tokens(x.reshape(-1, self.kinds)).view(*x.shape, -1)
-        h = torch.cat([self.start.weight.expand(len(x), 1, -1), seen[:, :-1]], 1)
+        h = before(self.tokens, x, self.kinds)
+        h = torch.cat([h[:, :1] + self.start.weight, h[:, 1:]], 1)
         return self.last(self._read(self._run(h, state), state))
 
     def init_state(self, n: int, given: Tensor | None = None) -> RecurrentState:
         first, memory = self._given(n, given)
         zeros = self.start.weight.new_zeros(n, self.depth, self.start.weight.shape[1])
         h = zeros if first is None or self.initial is None else torch.tanh(self.initial(first)).view_as(zeros)
-        return RecurrentState([h, zeros] if isinstance(self.cells, nn.LSTM) else [h], memory)
+        return RecurrentState([h, zeros] if isinstance(self.cells, nn.LSTM) else [h], memory, no_history(self.tokens, n, h.device))
 
     def _given(self, n: int, given: Tensor | None) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]:
         """What the first state is made of [n, width], and what attention reads: memory, its keys, which places are filled."""
@@ -119,8 +126,8 @@ class RecurrentNet(CausalNet):
 
     def _run(self, h: Tensor, state: RecurrentState) -> Tensor:
         """Tokens [n, L, width] -> states of the last layer; the state moves on."""
-        before = [c.transpose(0, 1).contiguous() for c in state.cells]
-        h, after = self.cells(h, tuple(before) if len(before) > 1 else before[0])
+        first = tuple(c.transpose(0, 1).contiguous() for c in state.cells)
+        h, after = self.cells(h, first if len(first) > 1 else first[0])
         state.cells = [c.transpose(0, 1) for c in (after if isinstance(after, tuple) else (after,))]
         return h
 
@@ -128,12 +135,12 @@ class RecurrentNet(CausalNet):
         """One token [n, width] through all layers; at a single place this is faster than the fused kernel."""
         after = [[] for _ in state.cells]
         for layer, weights in enumerate(self.cells.all_weights):
-            before = [c[:, layer] for c in state.cells]
-            now = torch.lstm_cell(h, before, *weights) if len(before) > 1 else (torch.gru_cell(h, before[0], *weights),)
-            for cells, cell in zip(after, now, strict=True):
-                cells.append(cell)
+            cells = [c[:, layer] for c in state.cells]
+            now = torch.lstm_cell(h, cells, *weights) if len(cells) > 1 else (torch.gru_cell(h, cells[0], *weights),)
+            for layers, cell in zip(after, now, strict=True):
+                layers.append(cell)
             h = now[0]
-        state.cells = [torch.stack(cells, 1) for cells in after]
+        state.cells = [torch.stack(layers, 1) for layers in after]
         return h
 
     def _read(self, h: Tensor, state: RecurrentState) -> Tensor:
@@ -141,10 +148,8 @@ class RecurrentNet(CausalNet):
         return F.dropout(h, self.dropout, self.training)
 
     def step(self, state: RecurrentState, x_i: Tensor | None) -> tuple[RecurrentState, Tensor]:
-        if x_i is None:
-            token = self.start.weight.expand(len(state.cells[0]), 1, -1)
-        else:
-            token = self.tokens(x_i[:, None], (state.entry - 1) % self.kinds)
-        h = self._read(self._cell(token[:, 0], state)[:, None], state)[:, 0]
+        start = self.start.weight.expand(len(state.cells[0]), -1)
+        token, state.history = newest(self.tokens, x_i, state.history, start, (state.entry - 1) % self.kinds)
+        h = self._read(self._cell(token, state)[:, None], state)[:, 0]
         state.entry += 1
         return state, self.last.one(h, (state.entry - 1) % self.kinds)

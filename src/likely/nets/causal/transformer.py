@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
 from likely.nets.causal.attention import LinearAttention, Place, Places, Ring, SoftmaxAttention, Sums
-from likely.nets.causal.inputs import NGrams, Outputs, Tokens, raster
+from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history, raster
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.nets.positions import Positions
 from likely.nets.reader import CrossAttention, Reader, required
@@ -250,7 +250,7 @@ class CausalTransformer(CausalNet):
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         entries = x.movedim(1, -1) if self.space.layout == "grid" else x
-        context, h = self._context(len(x), given), self._tokens(entries.flatten(1))
+        context, h = self._context(len(x), given), before(self.tokens, entries.flatten(1), len(self.space.supports))
         h = torch.cat([h[:, :1] + context.start[:, None], h[:, 1:]], 1)
         self._check_end(h.shape[1])
         place = Place.whole(self.positions, h.shape[1], self.window, h)
@@ -259,13 +259,6 @@ class CausalTransformer(CausalNet):
             h = block(h, place, context, i)
         parameters = self.last(self.norm(h, context.film)).unflatten(1, entries.shape[1:])
         return parameters.movedim(-2, 1) if self.space.layout == "grid" else parameters
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """Entries in order [B, D] -> the vector of the one before each, [B, D, width]; of the first, a constant."""
-        if isinstance(self.tokens, NGrams):
-            return self.tokens(self.tokens.histories(x))
-        seen = self.tokens(x.reshape(-1, len(self.space.supports))).view(*x.shape, -1)
-        return F.pad(seen, (0, 0, 1, 0))[:, :-1]
 
     def _check_end(self, end: int) -> None:
         if self.longest is not None and end > self.longest:
@@ -284,32 +277,19 @@ class CausalTransformer(CausalNet):
 
     def init_state(self, n: int, given: Tensor | None = None) -> TransformerState:
         weight = self.start.weight
-        longest = self.tokens.longest if isinstance(self.tokens, NGrams) else 0
-        history = torch.zeros(n, longest, dtype=torch.int64, device=weight.device) if longest else None
+        history = no_history(self.tokens, n, weight.device)
         caches, blocks = [block.attention.init(n) for block in self.blocks], [block.stepper(i) for i, block in enumerate(self.blocks)]
         return TransformerState(self._context(n, given), caches, history, blocks, Places(self.positions, self.window, weight))
 
     def step(self, state: TransformerState, x_i: Tensor | None) -> tuple[TransformerState, Tensor]:
         self._check_end(state.entry + 1)
-        h, place = self._token(state, x_i), state.places[state.entry]
+        place, kinds = state.places[state.entry], len(self.space.supports)
+        h, state.history = newest(self.tokens, x_i, state.history, state.context.start, (state.entry - 1) % kinds)
         h = h if place.added is None else h + place.added
         for block, cache in zip(state.blocks, state.caches, strict=True):
             h = block(h, place, state.context, cache)
         state.entry += 1
-        return state, self.last.one(self.norm(h, state.context.film), (state.entry - 1) % len(self.space.supports))
-
-    def _token(self, state: TransformerState, x_i: Tensor | None) -> Tensor:
-        """The newest token [n, width], of the previous entry's values [n]."""
-        if state.history is not None:
-            if x_i is not None:
-                state.history = torch.cat([x_i[:, None] + 1, state.history[:, :-1]], 1)
-            h = self.tokens(state.history)
-            return h + state.context.start if x_i is None else h
-        if x_i is None:
-            return state.context.start
-        if isinstance(self.tokens, Tokens) and self.tokens.plain:
-            return F.embedding(x_i, self.tokens.state.weight)
-        return self.tokens(x_i[:, None], (state.entry - 1) % len(self.space.supports))[:, 0]
+        return state, self.last.one(self.norm(h, state.context.film), (state.entry - 1) % kinds)
 
 
 def _way(given: Space | None, way: str | None) -> str | None:
