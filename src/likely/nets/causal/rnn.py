@@ -126,8 +126,8 @@ class RecurrentNet(CausalNet):
 
     def _run(self, h: Tensor, state: RecurrentState) -> Tensor:
         """Tokens [n, L, width] -> states of the last layer; the state moves on."""
-        first = tuple(c.transpose(0, 1).contiguous() for c in state.cells)
-        h, after = self.cells(h, first if len(first) > 1 else first[0])
+        first = [c.transpose(0, 1).contiguous() for c in state.cells]
+        h, after = self.cells(h, tuple(first) if len(first) > 1 else first[0])
         state.cells = [c.transpose(0, 1) for c in (after if isinstance(after, tuple) else (after,))]
         return h
 
