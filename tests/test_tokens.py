@@ -10,12 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import likely
+from likely.checks import Room, check_model
 from likely.cli import app
+from likely.dataset import Data, Split
 from likely.errors import DataError, UsageError
 from likely.evaluation.gallery import gallery
 from likely.evaluation.stretch import stretch_bits
 from likely.families.autoregressive import Autoregressive
 from likely.logprob import LogProb, bits
+from likely.nets.causal.inputs import Subwords, hashed_grams
 from likely.sources import describe, load, read, rebuild, write
 from likely.sources.tokens import BYTES, decode, encode, learn
 from likely.space import Space
@@ -179,3 +182,83 @@ def test_command_line_fits_scores_and_draws_tokens(tmp_path, tokens):
 def test_shakespeare_is_cut_as_stated():
     data = load(SHARED / "text/tinyshakespeare.txt.gz", tokens=512)
     assert data.card["bytes_per_token"] == pytest.approx(1.937, abs=0.0005)
+
+
+# -- embeddings by spelling ---------------------------------------------------------------------
+
+INPUTS = [
+    {"net": "dilated"},
+    {"net": "rnn"},
+    {"net": "rnn", "ngrams": 2},
+    {"net": "transformer"},
+    {"net": "transformer", "ngrams": 1},
+]
+
+
+def test_marks_are_no_bytes_and_blanks_before_a_word_do_not_count():
+    assert hashed_grams(" the") == hashed_grams("the")
+    assert len(hashed_grams("the")) == 3 + 2 + 1  # <th the he>, <the the>, <the>
+    assert len(set(hashed_grams("the")) & set(hashed_grams("then"))) == 3  # <th the <the
+    assert hashed_grams("") == ()
+    assert len(hashed_grams("-" * 64)) == 64
+
+
+def test_tokens_that_training_never_met_are_embedded_by_their_spelling():
+    """Stems are told apart by a linear map of the embeddings; "-er" and "-ers" forms are held out."""
+    stems, ends = ["walk", "jump", "climb", "whisper"], ["", "s", "ed", "ing", "er", "ers"]
+    vocabulary = (*BYTES, *(" " + stem + end for stem in stems for end in ends))
+    stem_of = torch.arange(len(stems)).repeat_interleave(len(ends))
+    ids, seen = 256 + torch.arange(len(stem_of)), torch.tensor([end not in ("er", "ers") for end in ends]).repeat(len(stems))
+    spelt, plain, last = Subwords(vocabulary, len(vocabulary), 16), torch.nn.Embedding(len(vocabulary), 16), torch.nn.Linear(16, 4)
+    for table in (spelt, plain):
+        optimiser = torch.optim.Adam([*table.parameters(), *last.parameters()], lr=0.05)
+        for _ in range(60):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(last(table(ids[seen])), stem_of[seen]).backward()
+            optimiser.step()
+
+    def nearest_is_kin(table):
+        known = torch.nn.functional.normalize(table(ids[seen]), dim=1)
+        unknown = torch.nn.functional.normalize(table(ids[~seen]), dim=1)
+        return (stem_of[seen][(unknown @ known.T).argmax(1)] == stem_of[~seen]).float().mean().item()
+
+    assert not spelt.own.weight[ids[~seen]].any()
+    assert nearest_is_kin(spelt) == 1.0
+    assert nearest_is_kin(plain) < 0.7
+
+
+@pytest.mark.parametrize("options", INPUTS, ids=lambda o: "-".join(map(str, o.values())))
+def test_nets_embed_by_spelling_step_by_step_and_learn_all_of_it(options):
+    space = Space.tokens(6, (*"abcd", "abc", "bcd", " abcd", "ab"))
+    model = Autoregressive(space, size="tiny", subwords=True, **options).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    x = torch.randint(8, (5, 6))
+    model(x).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    net = model.eval().net
+    with torch.no_grad():
+        whole, state, last = net(x), net.init_state(5), None
+        for i in range(6):
+            state, parameters = net.step(state, last)
+            torch.testing.assert_close(parameters, whole[:, i])
+            last = x[:, i]
+    later = x.clone()
+    later[:, 3] = (later[:, 3] + 1) % 8
+    with torch.no_grad():
+        changed = (net(later) - whole).abs().amax((0, 2)) > 0
+    assert changed.tolist()[:4] == [False] * 4
+    assert changed[4]
+
+
+def test_tokens_keep_the_contract():
+    vocabulary = ("a", "b", "ab")
+    x = torch.randint(3, (60, 4))
+    data = Data(Space.tokens(4, vocabulary), Split(x[:40]), Split(x[40:50]), Split(x[50:]), name="tokens")
+    found = check_model("autoregressive", data, room=Room(steps=10, samples=500), net="transformer", subwords=True)
+    assert {"mass is one", "samples follow", "store keeps"} <= {f.law for f in found}
+
+
+def test_only_tokens_have_spellings():
+    with pytest.raises(UsageError, match="no spellings"):
+        Autoregressive(Space.sequence(4), size="tiny", subwords=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import NGrams
+from likely.nets.causal.inputs import NGrams, spellings
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
@@ -57,7 +57,12 @@ class DilatedState:
 
 
 class DilatedConvolutions(CausalNet):
-    """Causal net of a sequence: x [B, L] -> parameters [B, L, out], of any L."""
+    """Causal net of a sequence: x [B, L] -> parameters [B, L, out], of any L.
+
+    Args:
+        gram_dropout: probability with which an n-gram is left out in training.
+        subwords: whether tokens of a text are embedded by the n-grams of their spelling, too.
+    """
 
     layers: Sequence[Layer]
 
@@ -72,12 +77,13 @@ class DilatedConvolutions(CausalNet):
         depth: int | None = None,
         dropout: float | None = None,
         gram_dropout: float = 0.0,
+        subwords: bool = False,
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
         width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
         self.longest, (length,) = preset[3], space.shape
-        self.ngrams = NGrams(space.supports[0].levels, *preset[3:], width, gram_dropout)
+        self.ngrams = NGrams(space.supports[0].levels, *preset[3:], width, gram_dropout, spellings(space, subwords))
         self.given = Conditioner(given, width)
         cycle = max(1, (length // 2).bit_length())  # dilations 1, 2, 4 ... up to half a window
         self.layers = nn.ModuleList(Layer(width, 2 ** (i % cycle), dropout) for i in range(depth))  # type: ignore[assignment]

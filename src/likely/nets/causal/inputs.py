@@ -1,17 +1,24 @@
-"""What a causal net sees of entries (numbers at order one, and codes where there are few levels), and its output map."""
+"""What a causal net sees of entries (numbers at order one, and codes where there are few levels), and its output map.
 
+References:
+    | Enriching word vectors with subword information (n-grams of spellings; Bojanowski et al., 2017) | https://arxiv.org/abs/1607.04606
+"""
+
+import zlib
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.errors import UsageError
 from likely.space import MISSING, Space, Support, to_grid
 
 __all__ = [
     "NGrams",
     "Outputs",
     "Signs",
+    "Subwords",
     "Tokens",
     "before",
     "coded",
@@ -20,11 +27,15 @@ __all__ = [
     "newest",
     "no_history",
     "raster",
+    "spellings",
     "standard",
     "tokens_of",
 ]
 
 _CODED_UP_TO = 32
+_SHORTEST_GRAM, _LONGEST_GRAM = 3, 6  # of a token's spelling between its marks
+_GRAMS = 64  # of a token; spellings of up to 17 bytes have no more
+_GRAM_BUCKETS = 2**15
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as int64
 
 
@@ -85,6 +96,62 @@ def tokens_of(space: Space, width: int) -> "Tokens | Signs":
     return Signs() if binary else Tokens(Space.columns(*entries), width)
 
 
+def spellings(space: Space, subwords: bool) -> tuple[str, ...]:
+    """The spellings that tokens are embedded by; none unless asked for.
+
+    Raises: UsageError if the space has no tokens.
+    """
+    if subwords and not space.vocabulary:
+        raise UsageError(f"The symbols of a {space} have no spellings.", "Load the text with tokens=4096 or tokens='words'.")
+    return space.vocabulary if subwords else ()
+
+
+class Subwords(nn.Module):
+    """Tokens [...] -> vectors [..., width] of their own and of the n-grams of their spelling, which tokens that are spelt alike share.
+
+        E(t) = V[t] + sum_{g in G(t)} U[hash(g)] / sqrt(|G(t)|),   G(t) the 3- to 6-grams of "<" + spelling + ">"
+
+    V begins at zero: what a token that training never meets has is what its spelling tells. A blank before a word is no part of
+    it. Token `first` is the first one of the vocabulary; others (a start, an end) have vectors of their own alone.
+    """
+
+    grams: Tensor
+    scale: Tensor
+
+    def __init__(self, vocabulary: tuple[str, ...], symbols: int, width: int, *, first: int = 0, std: float = 1.0) -> None:
+        super().__init__()
+        self.own, self.shared = nn.Embedding(symbols, width), nn.Embedding(1 + _GRAM_BUCKETS, width)
+        nn.init.zeros_(self.own.weight)
+        nn.init.normal_(self.shared.weight, std=std)
+        of_token = [()] * first + [hashed_grams(spelling) for spelling in vocabulary]
+        longest = max(map(len, of_token))
+        table = torch.zeros(symbols, longest, dtype=torch.int64)  # row 0 of `shared` is padding, and not looked at
+        table[: len(of_token)] = torch.tensor([[*grams, *[0] * (longest - len(grams))] for grams in of_token])
+        self.register_buffer("grams", table, persistent=False)
+        self.register_buffer("scale", (table > 0).sum(1).clamp_min(1).float().rsqrt()[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = x.flatten()
+        spelt = F.embedding_bag(self.grams[ids], self.shared.weight, mode="sum", padding_idx=0)
+        return (self.own(ids) + spelt * self.scale[ids]).view(*x.shape, -1)
+
+
+def embedding(symbols: int, width: int, vocabulary: tuple[str, ...] = (), *, first: int = 0, std: float = 1.0) -> nn.Embedding | Subwords:
+    """Vectors of symbols, normal of deviation `std` at first; those from `first` on by the spellings of a vocabulary, if there is one."""
+    if vocabulary:
+        return Subwords(vocabulary, symbols, width, first=first, std=std)
+    table = nn.Embedding(symbols, width)
+    nn.init.normal_(table.weight, std=std)
+    return table
+
+
+def hashed_grams(spelling: str) -> tuple[int, ...]:
+    """Buckets, from 1 on, of the n-grams of a spelling between marks that no byte is spelt as."""
+    marked = f"\u27e8{spelling.strip(' ')}\u27e9"
+    grams = (marked[i : i + n] for n in range(_SHORTEST_GRAM, _LONGEST_GRAM + 1) for i in range(len(marked) - n + 1))
+    return tuple(1 + zlib.crc32(gram.encode()) % _GRAM_BUCKETS for gram in grams)[:_GRAMS]
+
+
 class Signs(nn.Module):
     """Entries of two values as -1 and 1."""
 
@@ -99,15 +166,15 @@ class Tokens(nn.Module):
     """Entries of a table or a sequence as vectors: E[d, state] + W silu(a_d asinh(u) + b_d), u the standardised number.
 
     The state is the level, where each has a code, or else whether the number is missing. All
-    columns are looked up at once.
+    columns are looked up at once. Tokens of a text may be embedded by the spellings of a vocabulary.
     """
 
-    def __init__(self, space: Space, width: int) -> None:
+    def __init__(self, space: Space, width: int, vocabulary: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.supports, self.width = space.supports, width
         self.levels = [s.levels if coded(s) else 1 for s in space.supports]  # the next state is "missing"
         self.offsets = torch.tensor([0] + [k + s.missing for k, s in zip(self.levels, space.supports, strict=True)]).cumsum(0).tolist()
-        self.state = nn.Embedding(self.offsets.pop(), width)
+        self.state = embedding(self.offsets.pop(), width, vocabulary)
         self.plain = len(space.supports) == 1 and coded(space.supports[0]) and not (space.supports[0].numeric or space.supports[0].missing)
         self.numbers = any(s.numeric for s in space.supports)
         if self.numbers:
@@ -135,14 +202,23 @@ class NGrams(nn.Module):
     """The symbols before a place [..., n], latest first and 0 where there is none -> their embedding [..., width].
 
     `dropout` leaves out whole n-grams in training, so that what follows a rare one is not told by heart alone.
+    Symbols may be embedded by the spellings of a `vocabulary`.
     """
 
-    def __init__(self, levels: int, longest: int, buckets: int, inner: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        levels: int,
+        longest: int,
+        buckets: int,
+        inner: int,
+        width: int,
+        dropout: float = 0.0,
+        vocabulary: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
-        self.longest, self.buckets, self.dropout = longest, buckets, dropout
-        self.symbol, self.grams = nn.Embedding(levels + 1, inner), nn.Embedding((longest - 1) * buckets, inner)
-        nn.init.normal_(self.symbol.weight, std=0.1)
-        nn.init.normal_(self.grams.weight, std=0.02)
+        self.longest, self.buckets, self.dropout, self.symbols = longest, buckets, dropout, levels + 1
+        self.symbol = embedding(levels + 1, inner, vocabulary, first=1, std=0.1)
+        self.grams = embedding((longest - 1) * buckets, inner, std=0.02)
         self.mix = nn.Linear(inner, width)
 
     def histories(self, x: Tensor) -> Tensor:
@@ -152,7 +228,7 @@ class NGrams(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         key, rows = history[..., 0], []
         for k in range(1, self.longest):
-            key = (key * self.symbol.num_embeddings + history[..., k]) * _GOLDEN
+            key = (key * self.symbols + history[..., k]) * _GOLDEN
             rows.append(((key >> 32) & (self.buckets - 1)) + (k - 1) * self.buckets)
         grams = self.grams(torch.stack(rows, -1))
         if self.training and self.dropout:
@@ -182,7 +258,7 @@ def newest(tokens: Tokens | NGrams, x_i: Tensor | None, history: Tensor | None, 
         return h + start if x_i is None else h, history
     if x_i is None:
         return start, None
-    if isinstance(tokens, Tokens) and tokens.plain:
+    if isinstance(tokens, Tokens) and tokens.plain and isinstance(tokens.state, nn.Embedding):
         return F.embedding(x_i, tokens.state.weight), None
     return tokens(x_i[:, None], kind)[:, 0], None
 

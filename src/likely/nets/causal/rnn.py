@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history
+from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history, spellings
 from likely.nets.conditioning import Conditioner
 from likely.nets.reader import RecurrentReader, required
 from likely.space import Space
@@ -71,6 +71,7 @@ class RecurrentNet(CausalNet):
         cell: "lstm" or "gru".
         ngrams: longest n-gram in a token of a sequence; 1 for symbols alone. gram_dropout: of whole n-grams.
         attend: whether a sequence that is given is attended to.
+        subwords: whether tokens of a text are embedded by the n-grams of their spelling, too.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class RecurrentNet(CausalNet):
         ngrams: int = 1,
         gram_dropout: float = 0.0,
         attend: bool = True,
+        subwords: bool = False,
     ) -> None:
         super().__init__()
         if cell not in _CELLS:
@@ -94,8 +96,8 @@ class RecurrentNet(CausalNet):
         preset = _SIZES[size]
         width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
         self.kinds, self.depth, self.dropout = len(space.supports), depth, dropout
-        grams = space.layout == "sequence" and ngrams > 1
-        self.tokens = NGrams(space.supports[0].levels, ngrams, *_NGRAMS[size], width, gram_dropout) if grams else Tokens(space, width)
+        spelt, grams = spellings(space, subwords), (space.supports[0].levels, ngrams, *_NGRAMS[size], width, gram_dropout)
+        self.tokens = NGrams(*grams, spelt) if space.layout == "sequence" and ngrams > 1 else Tokens(space, width, spelt)
         self.start = nn.Embedding(1, width)
         self.cells = _CELLS[cell](width, width, depth, batch_first=True, dropout=dropout if depth > 1 else 0.0)
         reads = given is not None and given.layout == "sequence"

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
 from likely.nets.causal.attention import LinearAttention, Place, Places, Ring, SoftmaxAttention, Sums
-from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history, raster
+from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history, raster, spellings
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.nets.positions import Positions
 from likely.nets.reader import CrossAttention, Reader, required
@@ -186,6 +186,7 @@ class CausalTransformer(CausalNet):
         attention: "full", "local" (within `window` entries) or "linear".
         ngrams: longest n-gram in a token of a sequence; 1 for symbols alone.
         given_by: "start", "film" or, of a sequence, "cross".
+        subwords: whether tokens of a text are embedded by the n-grams of their spelling, too.
 
     Raises: UsageError for unknown words and combinations that mean nothing.
     """
@@ -213,6 +214,7 @@ class CausalTransformer(CausalNet):
         window: int | None = None,
         ngrams: int | None = None,
         given_by: str | None = None,
+        subwords: bool = False,
     ) -> None:
         super().__init__()
         text = space.layout == "sequence"
@@ -227,9 +229,8 @@ class CausalTransformer(CausalNet):
 
         longest, buckets, inner = _NGRAMS[size]
         longest = longest if ngrams is None else ngrams
-        self.tokens = (
-            NGrams(space.supports[0].levels, longest, buckets, inner, width, gram_dropout) if text and longest > 1 else Tokens(space, width)
-        )
+        spelt, grams = spellings(space, subwords), (space.supports[0].levels, longest, buckets, inner, width, gram_dropout)
+        self.tokens = NGrams(*grams, spelt) if text and longest > 1 else Tokens(space, width, spelt)
         self.start = nn.Embedding(1, width)
         self.given = Conditioner(given if given_by in ("start", "film") else None, width)
         self.given_by, self.reader = given_by, Reader(given, width) if given is not None and given_by == "cross" else None
