@@ -10,11 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import likely
+from likely import families
 from likely.checks import Room, check_model
 from likely.cli import app
 from likely.dataset import Data, Split
 from likely.errors import DataError, UsageError
 from likely.evaluation.gallery import gallery
+from likely.evaluation.measure import held_out_bits
 from likely.evaluation.stretch import stretch_bits
 from likely.families.autoregressive import Autoregressive
 from likely.logprob import LogProb, bits
@@ -124,6 +126,17 @@ def test_bits_are_per_byte_whatever_the_tokens_and_bound_from_below():
     assert (rows[0]["kind"], rows[0]["unit"]) == ("lower bound", "bits/byte")
     with pytest.raises(DataError, match="differ in bytes"):
         bits(model.log_prob(window), data.space)
+
+
+@pytest.mark.parametrize("family", [name for name in families.names() if "sequence" in families.family_class(name).layouts])
+def test_every_family_of_texts_is_scored_by_the_bytes(family):
+    data = load(VERSE * 40, tokens=270, window=8)
+    model = likely.fit(data, family, size="tiny", steps=2, progress=False).model
+    found = held_out_bits(model, data)
+    assert (found.unit, found.kind, found.n) == ("bits/byte", "lower bound", len(decode(data.test.stream, data.space.vocabulary)))
+    assert 0 < found.value < 9
+    drawn = gallery(data.space, model.sample(2))["excerpts"]
+    assert all(isinstance(text, str) for text in drawn)
 
 
 def test_other_segmentations_add_to_the_mass_of_the_bytes():
