@@ -48,7 +48,7 @@ _PIECES = re.compile(
 def check_size(size: int | str) -> None:
     """Raise a UsageError unless a vocabulary can be learnt of `size`."""
     if size != WORDS and (isinstance(size, str) or size < len(BYTES)):
-        raise UsageError(f"Cannot learn {size} tokens.", f"Give a number from {len(BYTES)} on (the bytes are among them), or '{WORDS}'.")
+        raise UsageError(f"Cannot learn {size!r} tokens.", f"Give a number from {len(BYTES)} on (the bytes are among them), or '{WORDS}'.")
 
 
 def learn(text: bytes, size: int | str) -> tuple[str, ...]:
