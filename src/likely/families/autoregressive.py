@@ -48,7 +48,7 @@ __all__ = ["Autoregressive", "Filter"]
 _RECIPES = {
     "grid": Recipe(lr=2e-3, batch=32, ema=0.998),
     "columns": Recipe(lr=2e-3, batch=64, ema=0.998),
-    "sequence": Recipe(lr=3e-3, batch=16, ema=0.995, clip=100.0, warmup=30),  # the norm of a sum over a window
+    "sequence": Recipe(lr=4e-3, batch=8, ema=0.995, clip=100.0, warmup=30),  # the norm of a sum over a window
 }
 _CHUNK = 2**18  # entries of examples that are drawn side by side
 

@@ -28,10 +28,10 @@ from likely.space import Space
 
 __all__ = ["DilatedConvolutions", "DilatedState"]
 
-_SIZES = {  # width, depth, dropout, longest n-gram, buckets per n-gram table, width of tables
-    "tiny": (16, 2, 0.0, 2, 256, 8),
-    "small": (192, 6, 0.0, 4, 16384, 64),
-    "base": (384, 12, 0.1, 6, 65536, 128),
+_SIZES = {  # width, depth, dropout, of n-grams, longest n-gram, buckets per n-gram table, width of tables
+    "tiny": (16, 2, 0.0, 0.0, 2, 256, 8),
+    "small": (192, 6, 0.05, 0.2, 4, 16384, 64),
+    "base": (384, 12, 0.1, 0.3, 6, 65536, 128),
 }
 
 
@@ -76,14 +76,14 @@ class DilatedConvolutions(CausalNet):
         width: int | None = None,
         depth: int | None = None,
         dropout: float | None = None,
-        gram_dropout: float = 0.0,
+        gram_dropout: float | None = None,
         subwords: bool = False,
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
         width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
-        self.longest, (length,) = preset[3], space.shape
-        self.ngrams = NGrams(space.supports[0].levels, *preset[3:], width, gram_dropout, spellings(space, subwords))
+        gram_dropout, self.longest, (length,) = preset[3] if gram_dropout is None else gram_dropout, preset[4], space.shape
+        self.ngrams = NGrams(space.supports[0].levels, *preset[4:], width, gram_dropout, spellings(space, subwords))
         self.given = Conditioner(given, width)
         cycle = max(1, (length // 2).bit_length())  # dilations 1, 2, 4 ... up to half a window
         self.layers = nn.ModuleList(Layer(width, 2 ** (i % cycle), dropout) for i in range(depth))  # type: ignore[assignment]

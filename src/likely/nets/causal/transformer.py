@@ -44,7 +44,7 @@ _SIZES = {  # width, depth, heads, dropout
 }
 _TEXT_SIZES = {
     "tiny": (16, 1, 2, 0.0),
-    "small": (192, 4, 6, 0.1),
+    "small": (192, 4, 3, 0.1),
     "base": (384, 8, 6, 0.2),
 }
 _NGRAMS = {  # longest n-gram, buckets per table, width of tables
