@@ -30,7 +30,7 @@ __all__ = ["DilatedConvolutions", "DilatedState"]
 
 _SIZES = {  # width, depth, dropout, of n-grams, longest n-gram, buckets per n-gram table, width of tables
     "tiny": (16, 2, 0.0, 0.0, 2, 256, 8),
-    "small": (192, 6, 0.05, 0.2, 4, 16384, 64),
+    "small": (192, 6, 0.1, 0.3, 4, 16384, 64),
     "base": (384, 12, 0.1, 0.3, 6, 65536, 128),
 }
 
