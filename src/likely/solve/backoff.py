@@ -11,10 +11,11 @@ the uniform p_{-1}, with counts c and their sum n at each context's node:
 
         log p(s) = sum_k trust[k, kind_k] log(p_k(s) / p_{k-1}(s)) + bias[k, kind_k, class_k(s)] + const
 
-The kind of a context is its number of occurrences and the variety of what followed, the class of a
-symbol its count there and whether it was the last to follow; what has not followed has no bias. With
-trust 1 and bias 0 this is Kneser-Ney. The gradient of log p is the feature less its mean under p.
-Symbols without an entry share log g_k, which the constant absorbs, so all of it is sparse.
+The kind of a context is its number of occurrences and the variety of what followed. The class of a
+symbol is its count there, whether it was the last to follow, and whether a longer context knows it;
+what has not followed has no bias. With trust 1 and bias 0 this is Kneser-Ney. The gradient of log p
+is the feature less its mean under p. Symbols without an entry share log g_k, which the constant
+absorbs, so all of it is sparse.
 
 `ppm` goes down the orders instead: a context that has seen u symbols n times in all gives each of them
 (c - 1/2) / n and leaves u / 2n (method D's escape) to shorter ones, where they are excluded.
@@ -35,8 +36,8 @@ from likely.solve.contexts import COUNTED, ORDER, SYMBOLS, Tree, extended, follo
 
 __all__ = ["Blend", "adapted", "blend_of", "estimate", "log_probs", "unlearnt"]
 
-KINDS, CLASSES, _COUNTS = 36, 10, 5
-_RATES = (0.002, 0.003)  # of trust and bias
+KINDS, CLASSES, _COUNTS = 36, 20, 5
+_RATES = (0.004, 0.006)  # of trust and bias
 _LEARNT = 300_000  # symbols at the end of a text that weights are learnt on, at most
 
 
@@ -58,12 +59,13 @@ class Blend(NamedTuple):
 
 
 class _Scratch(NamedTuple):
-    """Nodes and kinds of each order [order + 1], log ratios of the entries on the path, p_k and then p [symbols]."""
+    """Nodes and kinds of each order, log ratios of the entries on the path; p_k, then p, and the deepest order of each symbol."""
 
     path: np.ndarray
     kind: np.ndarray
     ratio: np.ndarray
     p: np.ndarray
+    deepest: np.ndarray
 
 
 def unlearnt(orders: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,7 +128,8 @@ def _discounts(tally: np.ndarray) -> np.ndarray:
 def _run(tree: Any, blend: Any, text: Any, places: Any, out: Any, begin: int, counting: bool) -> None:
     """Fill rows of `out` from `begin` on; if `counting`, the text is the tree's, which may become full before the end."""
     start, orders = tree.size[SYMBOLS], tree.size[ORDER] + 1
-    scratch = _Scratch(np.zeros(orders, np.int64), np.zeros(orders, np.int64), np.zeros(orders * start), np.zeros(start))
+    each, all_of = np.zeros(orders, np.int64), np.zeros(start)
+    scratch = _Scratch(each, each.copy(), np.zeros(orders * start), all_of, np.zeros(start, np.int64))
     for i in range(begin, len(places)):
         if counting and full(tree):
             return
@@ -147,7 +150,7 @@ def _run(tree: Any, blend: Any, text: Any, places: Any, out: Any, begin: int, co
 @no_type_check
 def _blend(tree: Any, blend: Any, text: Any, t: int, scratch: Any) -> int:
     """Leave p of every symbol at place t in the scratch; returns the depth of its match."""
-    path, kind, ratio, p = scratch
+    path, kind, ratio, p = scratch.path, scratch.kind, scratch.ratio, scratch.p
     depth, match = follow(tree, text, t, path)
     p[:] = 1.0 / len(p)
     z, used = np.zeros(len(p)), 0
@@ -168,8 +171,14 @@ def _blend(tree: Any, blend: Any, text: Any, t: int, scratch: Any) -> int:
             q = p[s] + (c - discount[min(c, 3)]) / n
             ratio[used] = math.log(q / p[s])
             p[s] = q
-            z[s] += blend.trust[k, kind[k]] * ratio[used] + blend.bias[k, kind[k], _class(tree, node, e)]
+            z[s] += blend.trust[k, kind[k]] * ratio[used]
+            scratch.deepest[s] = k
             used += 1
+            e = tree.after[e]
+    for k in range(match + 1):
+        e = tree.head[path[k]]
+        while e >= 0:
+            z[tree.symbol[e]] += blend.bias[k, kind[k], _class(tree, path[k], e, scratch.deepest[tree.symbol[e]] > k)]
             e = tree.after[e]
     p[:] = np.exp(z - z.max())
     p /= p.sum()
@@ -207,7 +216,7 @@ def _exclude(tree: Any, text: Any, t: int, scratch: Any) -> int:
 @no_type_check
 def _learn(tree: Any, blend: Any, match: int, s: int, scratch: Any) -> None:
     """One step up the gradient of log p(s)."""
-    path, kind, ratio, p = scratch
+    path, kind, ratio, p = scratch.path, scratch.kind, scratch.ratio, scratch.p
     used = 0
     for k in range(match + 1):
         slope = 0.0
@@ -215,7 +224,7 @@ def _learn(tree: Any, blend: Any, match: int, s: int, scratch: Any) -> None:
         while e >= 0:
             error = (1.0 if tree.symbol[e] == s else 0.0) - p[tree.symbol[e]]
             slope += error * ratio[used]
-            blend.bias[k, kind[k], _class(tree, path[k], e)] += blend.rates[1] * error
+            blend.bias[k, kind[k], _class(tree, path[k], e, scratch.deepest[tree.symbol[e]] > k)] += blend.rates[1] * error
             used += 1
             e = tree.after[e]
         blend.trust[k, kind[k]] += blend.rates[0] * slope
@@ -235,6 +244,6 @@ def _kind(tree: Any, node: int, beyond: int) -> int:
 
 @njit(cache=True)
 @no_type_check
-def _class(tree: Any, node: int, e: int) -> int:
-    """Of an entry: its count, up to five, and whether its symbol was the last to follow."""
-    return min(tree.times[e], _COUNTS) - 1 + (_COUNTS if tree.symbol[e] == tree.recent[node] else 0)
+def _class(tree: Any, node: int, e: int, deeper: bool) -> int:
+    """Of an entry: its count, up to five, whether its symbol was the last to follow, and whether a longer context knows it."""
+    return min(tree.times[e], _COUNTS) - 1 + _COUNTS * (tree.symbol[e] == tree.recent[node]) + 2 * _COUNTS * deeper
