@@ -8,9 +8,10 @@ from scipy import stats
 
 from likely import families
 from likely.dataset import Data, Split
+from likely.decoding import Filter
 from likely.errors import UsageError
 from likely.evaluation.stretch import BLOCK, stretch_bits
-from likely.families.autoregressive import Autoregressive, Filter
+from likely.families.autoregressive import Autoregressive
 from likely.model import Likelihood
 from likely.nets import NETS
 from likely.space import Space, Support
@@ -87,7 +88,7 @@ def test_steps_equal_the_whole(space, net):
     x = made._symbols(made.sample(3, label))[0]
     whole = made.net(x, label).flatten(1, -2)
     state, last = made.net.init_state(3, label), None
-    for place in made.order:
+    for place in made.conditionals.order:
         state, stepped = made.net.step(state, last)
         last = x.flatten(1)[:, place]
         open_ = stepped.isfinite().all(1)  # after an end, only the end is possible
@@ -107,8 +108,12 @@ def test_sees_exactly_what_is_before(space, net):
     options = {"depth": 4} if space.layout == "grid" and net != "made" else {}
     made = model(space, net, **options).double().eval()
     x = torch.randn(1, *space.shape, dtype=torch.float64, requires_grad=True)
-    parameters = made.net(x).flatten(1, -2)[0, made.order]
-    seen = torch.stack([torch.autograd.grad(p.square().sum(), x, retain_graph=True)[0].flatten()[made.order] for p in parameters]) != 0
+    order = made.conditionals.order
+    parameters = made.net(x).flatten(1, -2)[0, order]
+    seen = (
+        torch.stack([torch.autograd.grad(p.square().sum(), x, retain_graph=True)[0].flatten()[made.conditionals.order] for p in parameters])
+        != 0
+    )
     assert torch.equal(seen, torch.ones_like(seen).tril(-1))
 
 
@@ -231,8 +236,6 @@ def test_filters_are_refused_where_they_mean_nothing():
         model(MIXED).sample(2, temperature=0.5)
     with pytest.raises(UsageError, match="top_k"):
         Filter(top_k=0)
-    with pytest.raises(UsageError, match="steps"):
-        finite("sequence").sample(1, steps=3)
 
 
 def test_reals_and_decimals_have_no_codec_yet():

@@ -28,6 +28,7 @@ __all__ = [
     "Coded",
     "Combined",
     "Fillable",
+    "Filled",
     "Latent",
     "Likelihood",
     "Model",
@@ -162,6 +163,10 @@ class Primed(ABC):
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
         """log p of each symbol of `stretch` [n] given those before it, `prefix` [m] first; nats [n], float64."""
 
+    @abstractmethod
+    def follow(self, prompt: Tensor, **keep: Any) -> Iterator[Tensor]:
+        """Symbols [n] that follow `prompt` [n, m], one after another without end; `keep` filters them (see `decoding.Filter`)."""
+
 
 class Stepwise(Primed):
     """Has the whole distribution of each next symbol of a string, so that others can be mixed with it at each step.
@@ -209,14 +214,29 @@ class Coded(ABC):
     def codec(self, given: Tensor | None = None) -> "Codec": ...
 
 
-class Fillable(ABC):
-    """Draws unknown entries given known ones; `exact` says whether from the model's true conditional."""
+@dataclass(frozen=True)
+class Filled:
+    """Examples whose unknown entries were drawn.
 
-    exact: ClassVar[bool]
+    Attributes:
+        x: [draws, batch, *shape]; known entries bit for bit.
+        exact: whether from the model's own conditional, p(unknown | known).
+        effective: effective number of samples that each rests on, [draws, batch]; infinite where exact.
+        how: the method, and what it approximates.
+    """
+
+    x: Tensor
+    exact: bool
+    effective: Tensor
+    how: str
+
+
+class Fillable(ABC):
+    """Draws unknown entries given known ones."""
 
     @abstractmethod
-    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1) -> Tensor:
-        """x with entries where `known` is False drawn anew, [draws, batch, *shape]; known ones are returned bit for bit."""
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1) -> Filled:
+        """Entries of x [batch, *shape] where `known`, of the same shape, is False are drawn anew; what they hold is not looked at."""
 
 
 class ClosedForm(ABC):

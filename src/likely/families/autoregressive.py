@@ -19,69 +19,39 @@ References:
     | A neural probabilistic language model (Bengio et al., 2003) | https://www.jmlr.org/papers/v3/bengio03a.html
     | The neural autoregressive distribution estimator (Larochelle and Murray, 2011) | https://proceedings.mlr.press/v15/larochelle11a.html
     | Pixel recurrent neural networks (van den Oord et al., 2016) | https://arxiv.org/abs/1601.06759
-    | The curious case of neural text degeneration (top-p; Holtzman et al., 2020) | https://arxiv.org/abs/1904.09751
 """
 
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from likely.ancestral import Ancestral
 from likely.coding import Codec, autoregressive
 from likely.errors import UsageError, nearest
 from likely.heads import Categorical, Coupled, Heads
 from likely.logprob import LogProb
-from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, expand_given
+from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, evaluating
 from likely.nets import net as build_net
 from likely.nets.causal import CausalNet
 from likely.noise import Noise
 from likely.space import MISSING, Space
+from likely.stepwise import Conditionals
 
-__all__ = ["Autoregressive", "Filter"]
+__all__ = ["Autoregressive"]
 
 _RECIPES = {
     "grid": Recipe(lr=2e-3, batch=32, ema=0.998),
     "columns": Recipe(lr=2e-3, batch=64, ema=0.998),
     "sequence": Recipe(lr=4e-3, batch=8, ema=0.995, clip=100.0, warmup=30),  # the norm of a sum over a window
 }
-_CHUNK = 2**18  # entries of examples that are drawn side by side
 
 
-@dataclass(frozen=True)
-class Filter:
-    """How draws depart from the model: logits over `temperature`, the `top_k` likeliest values,
-    or the likeliest ones that together reach the mass `top_p`. Categorical entries only."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UsageError(f"The temperature must be positive, got {self.temperature}.", "For the likeliest values pass top_k=1.")
-        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
-            raise UsageError(f"Got top_k={self.top_k}, top_p={self.top_p}.", "top_k is at least 1, and top_p in (0, 1].")
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Logits [..., K] of the filtered distribution, -inf where it has no mass."""
-        logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[..., -1:], -math.inf)
-        if self.top_p is not None:
-            values, order = logits.sort(descending=True)
-            mass = values.softmax(-1)
-            beyond = mass.cumsum(-1) - mass >= self.top_p  # the mass of the likelier values suffices
-            logits = logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -math.inf)
-        return logits
-
-
-class Autoregressive(Model, Likelihood, Stepwise, Coded):
+class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
     """A causal net and a head for each entry.
 
     Args:
@@ -142,14 +112,14 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
     # -- likelihood -----------------------------------------------------------------------------
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
-        with _evaluating(self):
+        with evaluating(self):
             return LogProb(self._log_masses(x, given).double().flatten(1).sum(1), "exact")
 
     @torch.no_grad()
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
         if self.space.layout != "sequence" or self.space.variable:
             raise UsageError(f"A stretch has no likelihood under a model of a {self.space}.", "Fit one to windows of a text.")
-        with _evaluating(self):
+        with evaluating(self):
             parts = [self._log_masses(windows, None).gather(1, place) for windows, place in self._windows(stretch, prefix)]
         return torch.cat(parts).flatten()[: len(stretch)].double()
 
@@ -168,7 +138,11 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
         for b, f in zip(begin.split(32), first.split(32), strict=True):
             yield text[b[:, None] + torch.arange(length, device=text.device)], (f - b)[:, None] + scored
 
-    # -- conditionals of strings ----------------------------------------------------------------
+    # -- conditionals ---------------------------------------------------------------------------
+
+    @property
+    def conditionals(self) -> Conditionals:
+        return Conditionals(self.symbols, self.net, self.heads)
 
     def logits(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         parameters = self.net(self._symbols(x)[0], given)
@@ -177,7 +151,7 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
     @torch.no_grad()
     def logits_after(self, stretch: Tensor, prefix: Tensor) -> Iterator[Tensor]:
         left = len(stretch)
-        with _evaluating(self):
+        with evaluating(self):
             for windows, place in self._windows(stretch, prefix):
                 parameters = self.net(self._symbols(windows)[0])
                 scored = parameters.gather(1, place[..., None].expand(-1, -1, parameters.shape[-1])).flatten(0, 1)
@@ -191,61 +165,6 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
         state, parameters = self.net.step(state, x_i)
         return state, self._logits(0, parameters)
 
-    # -- samples --------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        given: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        **how: Any,
-    ) -> Tensor:
-        """Draw n examples, entry by entry.
-
-        `temperature`, `top_k` and `top_p` filter categorical entries (see `Filter`) and so change
-        the distribution that is drawn from; `log_prob` stays that of the model itself.
-        """
-        if how:
-            raise UsageError(f"Unknown sampling option '{next(iter(how))}'.", "Known: temperature, top_k, top_p.")
-        keep = Filter(temperature, top_k, top_p)
-        given, size = expand_given(given, n), max(1, _CHUNK // self.space.dims)
-        with _evaluating(self):
-            rows = [slice(i, min(i + size, n)) for i in range(0, n, size)]
-            parts = [self._draw(r.stop - r.start, None if given is None else given[r], keep) for r in rows]
-        return torch.cat(parts) if parts else torch.empty(0, *self.space.shape, dtype=self.space.dtype)
-
-    def _draw(self, n: int, given: Tensor | None, keep: Filter) -> Tensor:
-        state, last, drawn = self.net.init_state(n, given), None, []
-        for place in self.order:
-            state, parameters = self.net.step(state, last)
-            last = self._draw_entry(place, parameters, keep)
-            drawn.append(last)
-        flat = torch.stack(drawn, 1)[:, self.net.order.argsort()]
-        return self.space.padded(flat.view(n, *self.space.shape))
-
-    def _draw_entry(self, place: int, parameters: Tensor, keep: Filter) -> Tensor:
-        """Values [n] of one entry, in data units."""
-        support = self._support(place)
-        if keep == Filter():
-            return self.heads.sample_at(support, parameters)
-        if not isinstance(self.heads.at(support), Categorical):
-            raise UsageError("temperature, top_k and top_p filter categorical entries only.", "Sample without them.")
-        states = self.symbols.supports[support].states
-        return self.heads.sample_at(support, keep(parameters[:, :states].float()))
-
-    @property
-    def order(self) -> list[int]:
-        """Places of a flattened example, in the order of the conditionals."""
-        return self.net.order.tolist()
-
-    def _support(self, place: int) -> int:
-        """Which support the entry at a place of a flattened example has."""
-        return place * len(self.space.supports) // self.space.dims
-
     # -- codes ----------------------------------------------------------------------------------
 
     def codec(self, given: Tensor | None = None) -> Codec:
@@ -255,12 +174,13 @@ class Autoregressive(Model, Likelihood, Stepwise, Coded):
         """
         if any(s.states is None for s in self.space.supports):
             raise UsageError(f"A {self.space} cannot be coded by an autoregressive model yet.", "Nominal and ordinal entries can.")
-        coded = autoregressive(self.symbols, self.net, self._logits, given, self.order)
+        coded = autoregressive(self.symbols, self.net, self._logits, given, self.conditionals.order)
         return coded.mapped(lambda x: self._symbols(x)[0], self.space.padded)
 
     def _logits(self, place: int, parameters: Tensor) -> Tensor:
         """float64 logits of an entry's states, a missing one last."""
-        head, support = self.heads.at(self._support(place)), self.symbols.supports[self._support(place)]
+        which = self.conditionals.support(place)
+        head, support = self.heads.at(which), self.symbols.supports[which]
         if isinstance(head, Categorical):
             return parameters[:, : head.width].double()
         states = torch.tensor([*range(support.levels), *[MISSING] * support.missing], device=parameters.device)
@@ -273,7 +193,7 @@ class Ending(CausalNet):
 
     def __init__(self, net: CausalNet, end: int) -> None:
         super().__init__()
-        self.net, self.end, self.order = net, end, net.order
+        self.net, self.end, self.order, self.reach, self.room = net, end, net.order, net.reach, net.room
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         return self.net(x, given)  # what follows an end does not count there
@@ -288,14 +208,3 @@ class Ending(CausalNet):
             certain[:, self.end] = 0.0
             parameters = torch.where((x_i == self.end)[:, None], certain, parameters)
         return state, parameters
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, whatever mode the model is in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -17,10 +17,12 @@ class CausalNet(nn.Module, ABC):
         reach: an entry depends on at most so many before it, and the net takes sequences of any
             length; None where it looks back on all, up to the length of the space.
         orderings: how many orderings it knows; `under` chooses one of them.
+        room: most entries of a sequence that one state takes; None for any number.
     """
 
     order: Tensor
     reach: int | None = None
+    room: int | None = None
     orderings: int = 1
 
     def under(self, ordering: int) -> AbstractContextManager[None]:

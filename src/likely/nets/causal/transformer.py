@@ -137,6 +137,7 @@ class CausalTransformer(CausalNet):
         self.order, self.longest = raster(space), self.positions.longest
         relative = attention == "local" and positions in ("rotary", "alibi")
         self.reach = depth * (self.window - 1) + max(1, longest) if text and relative else None
+        self.room = self.positions.longest
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         entries = x.movedim(1, -1) if self.space.layout == "grid" else x

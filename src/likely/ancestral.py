@@ -1,0 +1,199 @@
+"""What every model of conditionals does alike: draw, fill, continue, and find the likeliest, entry by entry."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from likely.decoding import Filter
+from likely.errors import UsageError
+from likely.model import Fillable, Filled, Primed, evaluating, expand_given
+from likely.space import Space
+from likely.stepwise import Conditionals, Weighted
+
+__all__ = ["Ancestral", "Sampled"]
+
+_CHUNK = 2**18  # entries of examples that are drawn side by side
+_PARTICLES = 64
+
+
+class Sampled(NamedTuple):
+    """Examples [n, *shape], log p of each under the model, and under the filtered sampler that drew it; nats [n] float64.
+
+    Where a prompt leads, both are of what follows it.
+    """
+
+    x: Tensor
+    log_prob: Tensor
+    filtered_log_prob: Tensor
+
+
+class Ancestral(Primed, Fillable, ABC):
+    """Draws each entry given those before it; a family says what its conditionals are, all else is here."""
+
+    space: Space
+
+    @property
+    @abstractmethod
+    def conditionals(self) -> Conditionals:
+        """The net that steps, and the heads, over the symbols that are predicted."""
+
+    def _padded(self, symbols: Tensor) -> Tensor:
+        """Data from symbols: in a space of variable length the last symbol is the end, which becomes padding."""
+        return symbols.masked_fill(symbols == self.conditionals.space.supports[0].levels - 1, -1) if self.space.variable else symbols
+
+    @final
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        given: Tensor | None = None,
+        *,
+        prompt: Tensor | None = None,
+        length: int | None = None,
+        beam: int | None = None,
+        with_log_prob: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        typical: float | None = None,
+        greedy: bool = False,
+    ) -> Any:
+        """Draw n examples, entry by entry.
+
+        Args:
+            prompt: symbols [m] or [n, m] that a sequence begins with; it is part of what is returned.
+            length: symbols of a text after the prompt, however many; the space's own length by default.
+            beam: the n likeliest examples that a search of this width finds, instead of draws; best first.
+            with_log_prob: return a `Sampled`.
+            temperature, top_k, top_p, min_p, typical, greedy: a `Filter` of categorical entries, which changes
+                what is drawn from; `log_prob` stays that of the model itself.
+
+        Returns: a tensor [n, *shape], with a prompt or a length [n, m + length]; or a `Sampled` with it.
+        """
+        keep, given = Filter(temperature, top_k, top_p, min_p, typical, greedy), expand_given(given, n)
+        prompt = self._prompt(prompt, length, n)
+        with evaluating(self):  # type: ignore[arg-type]
+            if beam is not None:
+                drawn = self._likeliest(n, given, beam, prompt, length)
+            elif length is not None:
+                drawn = self._text(n, given, keep, prompt, length, with_log_prob)
+            else:
+                drawn = self._examples(n, given, keep, prompt, with_log_prob)
+        return drawn if with_log_prob else drawn.x
+
+    def _prompt(self, prompt: Tensor | None, length: int | None, n: int) -> Tensor | None:
+        """The prompt [n, m] on the model's device, or None."""
+        if prompt is None and length is None:
+            return None
+        if self.space.layout != "sequence" or (length is not None and self.space.variable):
+            raise UsageError(f"A {self.space} has no prompt or length to draw.", "Texts have; fill takes whatever else is known.")
+        prompt = torch.empty(0, dtype=torch.int64) if prompt is None else prompt
+        rows = prompt.expand(n, -1).to(self._device())
+        levels = self.space.supports[0].levels
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < levels:
+            raise UsageError(f"The prompt has a symbol outside 0..{levels - 1}.", "Prompts are written in the symbols of the data.")
+        if length is not None and length < 0:
+            raise UsageError(f"Cannot draw {length} symbols.")
+        if length is None and rows.shape[1] > self.space.dims:
+            raise UsageError(f"The prompt has {rows.shape[1]} symbols, an example {self.space.dims}.", "Pass length to go on after it.")
+        return rows
+
+    def _device(self) -> torch.device:
+        assert isinstance(self, torch.nn.Module)
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    def _examples(self, n: int, given: Tensor | None, keep: Filter, prompt: Tensor | None, scored: bool) -> Sampled:
+        size, walk = max(1, _CHUNK // self.space.dims), self.conditionals
+        starts = range(0, max(n, 1), size)  # none asked for: an empty batch
+        rows = [slice(i, min(i + size, n)) for i in starts]
+        parts = [walk.draw(r.stop - r.start, _rows(given, r), keep, _rows(prompt, r), scored=scored) for r in rows]
+        x, nats, filtered = (torch.cat(values) for values in zip(*parts, strict=True))
+        return Sampled(self._padded(x.view(n, *self.space.shape)), nats, filtered)
+
+    def _text(self, n: int, given: Tensor | None, keep: Filter, prompt: Tensor | None, length: int, scored: bool) -> Sampled:
+        assert prompt is not None
+        walk, drawn = self.conditionals, []
+        nats = filtered = torch.zeros(n, dtype=torch.float64, device=prompt.device)
+        for _, (symbols, parameters) in zip(range(length), walk.follow(prompt, given, keep), strict=False):
+            drawn.append(symbols)
+            if scored:
+                nats = nats + walk.log_mass_at(0, parameters, symbols)
+                filtered = filtered + walk.log_mass_at(0, parameters, symbols, keep)
+        return Sampled(torch.cat([prompt, torch.stack(drawn, 1)], 1) if drawn else prompt, nats, filtered)
+
+    def _likeliest(self, n: int, given: Tensor | None, width: int, prompt: Tensor | None, length: int | None) -> Sampled:
+        """One search for all where nothing differs between rows, else one for each row."""
+        entries = None if prompt is None or length is None else prompt.shape[1] + length
+        if entries is not None and entries > self.space.dims:
+            raise UsageError(f"Beam search ends at {self.space.dims} symbols, prompt included.", "Ask for fewer.")
+        alike = all(v is None or bool((v == v[:1]).all()) for v in (given, prompt))
+        if alike and n > width:
+            raise UsageError(f"A beam of {width} finds {width} examples, not {n}.", f"Pass beam={n} or more.")
+        rows = [slice(0, 1)] if alike else [slice(i, i + 1) for i in range(n)]
+        found = [self.conditionals.search(width, _rows(given, r), _rows(prompt, r), entries) for r in rows]
+        most = n if alike else 1
+        x, nats, filtered = (torch.cat([v[:most] for v in values]) for values in zip(*found, strict=True))
+        shape = self.space.shape if entries is None else (entries,)
+        return Sampled(self._padded(x.view(len(x), *shape)), nats, filtered)
+
+    @final
+    @torch.no_grad()
+    def follow(self, prompt: Tensor, **keep: Any) -> Iterator[Tensor]:
+        with evaluating(self):  # type: ignore[arg-type]
+            for symbols, _ in self.conditionals.follow(prompt.to(self._device()), None, Filter(**keep)):
+                yield symbols
+
+    @final
+    @torch.no_grad()
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1, *, particles: int = _PARTICLES) -> Filled:
+        """Unknown entries drawn given those known, never as missing; see `stepwise` for how.
+
+        Args:
+            particles: that walk for each draw, where not every known entry precedes every unknown one.
+        """
+        if known.shape != x.shape or known.dtype != torch.bool:
+            raise UsageError(f"`known` is {known.dtype} of shape {tuple(known.shape)}, not bool of {tuple(x.shape)}.")
+        x = torch.where(known, x, torch.zeros_like(x))
+        self.space.check(x)
+        if self.space.layout == "sequence" and not self.space.variable and bool((x < 0).any()):
+            raise UsageError("Padding cannot be known in texts of a fixed length.", "Fill whole windows.")
+        symbols = x.masked_fill(x < 0, self.conditionals.space.supports[0].levels - 1) if self.space.variable else x
+        parts = {}
+        with evaluating(self):  # type: ignore[arg-type]
+            for pattern in known.flatten(1).unique(dim=0):  # rows with the same mask walk together
+                rows = (known.flatten(1) == pattern).all(1).nonzero()[:, 0]
+                walk = self.conditionals.led_by(pattern)
+                few = 1 if walk.leads(pattern) else particles
+                parts[few] = [*parts.get(few, []), (rows, self._filled(walk, symbols[rows], pattern, _rows(given, rows), draws, few))]
+        return self._joined(x, known, draws, parts)
+
+    def _filled(self, walk: Conditionals, x: Tensor, known: Tensor, given: Tensor | None, draws: int, particles: int) -> Weighted:
+        """Draw-major rows."""
+        x, given = x.flatten(1).repeat(draws, 1), None if given is None else given.repeat(draws, *[1] * (given.ndim - 1))
+        size = max(1, _CHUNK // (self.space.dims * particles))
+        rows = [slice(i, i + size) for i in range(0, len(x), size)]
+        parts = [walk.fill(x[r], known.expand_as(x[r]), _rows(given, r), particles) for r in rows]
+        return Weighted(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def _joined(self, x: Tensor, known: Tensor, draws: int, parts: dict[int, list[tuple[Tensor, Weighted]]]) -> Filled:
+        """Rows of all masks in their places again."""
+        filled = x.expand(draws, *x.shape).clone()
+        effective = torch.full((draws, len(x)), math.inf, dtype=torch.float64, device=x.device)
+        for particles, done in parts.items():
+            for rows, (values, least) in done:
+                filled[:, rows] = torch.where(known[rows], x[rows], self._padded(values.view(draws, len(rows), *self.space.shape)))
+                if particles > 1:
+                    effective[:, rows] = least.view(draws, len(rows))
+        most = max(parts, default=1)
+        exact = most == 1
+        how = "the model's own conditional" if exact else f"{most} particles, weighed by the known entries that come later"
+        return Filled(filled, exact, effective, how)
+
+
+def _rows(values: Tensor | None, index: slice | Tensor) -> Tensor | None:
+    return None if values is None else values[index]

@@ -1,0 +1,282 @@
+r"""Conditionals p(x_i | x_<i) walked entry by entry: draws, the likeliest examples, and unknown entries given known ones.
+
+Filling. Where every known entry precedes every unknown one, the unknown ones are drawn from the model's own
+conditional. Else particles walk through the entries: an unknown entry is drawn, a known one weighs its particle,
+
+    w <- w p(x_i | x_<i),
+
+and particles are drawn anew by weight when few of them still count (resampling). As particles grow the one that
+is picked in the end follows p(unknown | known); their effective number, (sum w)^2 / sum w^2, says how far to
+believe it. What is known is never ignored: it weighs, or it leads.
+
+References:
+    | Novel approach to nonlinear/non-Gaussian Bayesian state estimation (Gordon et al., 1993) | https://doi.org/10.1049/ip-f-2.1993.0015
+    | Sequential Monte Carlo samplers (Del Moral et al., 2006) | https://doi.org/10.1111/j.1467-9868.2006.00553.x
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from likely.decoding import UNFILTERED, Filter
+from likely.errors import UsageError
+from likely.heads import Categorical, Heads
+from likely.space import Space
+
+__all__ = ["Conditionals", "Drawn", "Stepping", "Weighted", "select"]
+
+_FEW = 0.5  # share of particles that must count; below it they are drawn anew
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """What walks: a causal net, or whatever else has states (see `nets.causal.CausalNet`)."""
+
+    order: Tensor
+    reach: int | None
+    room: int | None
+
+    def init_state(self, n: int, given: Tensor | None = None) -> Any: ...
+
+    def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]: ...
+
+
+class Drawn(NamedTuple):
+    """Examples in the order of places [n, entries], log p of each under the model, and under the filtered sampler; nats [n] float64."""
+
+    x: Tensor
+    log_prob: Tensor
+    filtered_log_prob: Tensor
+
+
+class Weighted(NamedTuple):
+    """Filled examples [rows, entries], and the smallest effective number of particles on the way, [rows]."""
+
+    x: Tensor
+    effective: Tensor
+
+
+def select(state: Any, index: Tensor) -> Any:
+    """The state of examples `index`: every tensor in a state has its examples on axis 0."""
+    if isinstance(state, Tensor):
+        return state.index_select(0, index)
+    if isinstance(state, dict):
+        return {key: select(part, index) for key, part in state.items()}
+    if isinstance(state, list | tuple):
+        parts = [select(part, index) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    if is_dataclass(state) and not isinstance(state, type):
+        return replace(state, **{f.name: select(getattr(state, f.name), index) for f in fields(state)})
+    return state
+
+
+@dataclass(frozen=True)
+class Conditionals:
+    """A net that steps and the heads that read it, over a space of symbols."""
+
+    space: Space
+    net: Stepping
+    heads: Heads
+
+    @property
+    def order(self) -> list[int]:
+        """Places of a flattened example, in the order of the conditionals."""
+        return self.net.order.tolist()
+
+    def support(self, place: int) -> int:
+        """Which support the entry at a place has."""
+        return place * len(self.space.supports) // self.space.dims
+
+    # -- one entry ------------------------------------------------------------------------------
+
+    def draw_at(self, place: int, parameters: Tensor, keep: Filter = UNFILTERED) -> Tensor:
+        """Values [n] of one entry, as the space stores them."""
+        return self.heads.sample_at(self.support(place), self._kept(place, parameters, keep))
+
+    def log_mass_at(self, place: int, parameters: Tensor, x: Tensor, keep: Filter = UNFILTERED) -> Tensor:
+        """log p of values x [n] of one entry, nats [n] float64."""
+        head = self.heads.at(self.support(place))
+        parameters = self._kept(place, parameters, keep)[:, None, : head.width]
+        return head.log_mass(parameters, x[:, None])[:, 0].double()
+
+    def _kept(self, place: int, parameters: Tensor, keep: Filter) -> Tensor:
+        if keep == UNFILTERED:
+            return parameters
+        if not isinstance(self.heads.at(self.support(place)), Categorical):
+            raise UsageError("temperature, top_k, top_p ... filter categorical entries only.", "Sample without them.")
+        return keep(self._logits(place, parameters))
+
+    def _logits(self, place: int, parameters: Tensor) -> Tensor:
+        """Logits of the states of a categorical entry."""
+        return parameters[:, : self.space.supports[self.support(place)].states].float()
+
+    def _present(self, place: int, parameters: Tensor) -> Tensor:
+        """The same distribution, given that the entry is not missing."""
+        which = self.support(place)
+        if not self.space.supports[which].missing:
+            return parameters
+        head, parameters = self.heads.at(which), parameters.clone()
+        parameters[:, head.width - 1] = -math.inf  # of a categorical the last state, of a number its own logit
+        return parameters
+
+    # -- draws ----------------------------------------------------------------------------------
+
+    def draw(
+        self, n: int, given: Tensor | None = None, keep: Filter = UNFILTERED, prompt: Tensor | None = None, *, scored: bool = False
+    ) -> Drawn:
+        """n examples that begin with `prompt` [n, m]; the log-probabilities, if wanted, are of what follows it."""
+        state, last, drawn, nats, filtered = self.net.init_state(n, given), None, [], [], []
+        for i, place in enumerate(self.order):
+            state, parameters = self.net.step(state, last)
+            if prompt is not None and i < prompt.shape[1]:
+                last = prompt[:, i]
+            else:
+                last = self.draw_at(place, parameters, keep)
+                if scored:
+                    nats.append(self.log_mass_at(place, parameters, last))
+                    filtered.append(nats[-1] if keep == UNFILTERED else self.log_mass_at(place, parameters, last, keep))
+            drawn.append(last)
+        return Drawn(self._in_place(drawn), *(_total(v, drawn[0]) for v in (nats, filtered)))
+
+    def follow(self, prompt: Tensor, given: Tensor | None = None, keep: Filter = UNFILTERED) -> Iterator[tuple[Tensor, Tensor]]:
+        """Symbols [n] after `prompt` [n, m], without end, each with its parameters; of a sequence.
+
+        Where a state takes no more than `net.room` symbols, the walk begins anew with half as many for context.
+        """
+        context, room = self._context()
+        while True:
+            known = prompt[:, max(0, prompt.shape[1] - context) :]
+            state, last, drawn = self.net.init_state(len(prompt), given), None, []
+            for i in itertools.count() if room is None else range(room):
+                state, parameters = self.net.step(state, last)
+                if i < known.shape[1]:
+                    last = known[:, i]
+                    continue
+                last = self.draw_at(0, parameters, keep)
+                drawn += [last] if room is not None else []
+                yield last, parameters
+            prompt = torch.cat([known, torch.stack(drawn, 1)], 1)
+
+    def _context(self) -> tuple[int, int | None]:
+        """How many of the latest symbols are looked back on, and how many a state takes (None: any number)."""
+        room, reach = self.net.room, self.net.reach
+        if room is not None:
+            return max(1, room // 2), room
+        return (4 * self.space.dims if reach is None else reach), None
+
+    def _in_place(self, drawn: list[Tensor]) -> Tensor:
+        """Entries in the order of the conditionals -> in the order of places."""
+        return torch.stack(drawn, 1)[:, self.net.order[: len(drawn)].to(drawn[0].device).argsort()]
+
+    # -- the likeliest --------------------------------------------------------------------------
+
+    def search(self, width: int, given: Tensor | None = None, prompt: Tensor | None = None, entries: int | None = None) -> Drawn:
+        """The likeliest examples that a beam of `width` finds, best first, [width or fewer, entries].
+
+        Args:
+            given: one row, or None; prompt: [1, m]; entries: in all, no more than the space has.
+
+        Raises: UsageError where an entry's values cannot be listed.
+        """
+        if any(not isinstance(self.heads.at(i), Categorical) for i in range(len(self.space.supports))):
+            raise UsageError("Beam search is for categorical entries only.", "Sample instead.")
+        state, last = self.net.init_state(1, given), None
+        total, drawn = torch.zeros(1, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.int64)
+        for i, place in enumerate(self.order[:entries]):
+            state, parameters = self.net.step(state, last)
+            if prompt is not None and i < prompt.shape[1]:
+                last = prompt[:, i]
+                drawn = torch.cat([drawn.to(last), last[:, None]], 1)
+                continue
+            log_p = self._logits(place, parameters).double().log_softmax(-1)
+            scores = (total.to(log_p)[:, None] + log_p).flatten()
+            total, best = scores.topk(min(width, int((scores > -math.inf).sum())))
+            row, last = best // log_p.shape[1], self._value(place, best % log_p.shape[1])
+            state, drawn = select(state, row), torch.cat([drawn.to(last)[row], last[:, None]], 1)
+        return Drawn(self._in_place(list(drawn.T)), total, total)
+
+    def _value(self, place: int, code: Tensor) -> Tensor:
+        """States of a categorical entry -> values: the last state of one that may be missing is -1."""
+        s = self.space.supports[self.support(place)]
+        return torch.where(code == s.levels, -1, code) if s.missing else code
+
+    # -- unknown entries ------------------------------------------------------------------------
+
+    def leads(self, known: Tensor) -> bool:
+        """Whether every known entry precedes every unknown one; `known` [entries], by place."""
+        return bool((known[self.net.order.to(known.device)].long().diff() <= 0).all())
+
+    def led_by(self, known: Tensor) -> "Conditionals":
+        """These conditionals in an order in which known entries lead, of a net that knows every order; else as they are."""
+        if not getattr(self.net, "any_order", False):
+            return self
+        natural = self.net.order.to(known.device)
+        first = known[natural]
+        return replace(self, net=self.net.ordered(torch.cat([natural[first], natural[~first]])))  # type: ignore[attr-defined]
+
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, particles: int = 1, keep: Filter = UNFILTERED) -> Weighted:
+        """Entries that are not known, of x [rows, entries], drawn given those that are; never as missing.
+
+        Args:
+            particles: for each row; one is enough where known entries lead.
+        """
+        rows = len(x)
+        x, known = x.repeat_interleave(particles, 0), known.repeat_interleave(particles, 0)
+        given = None if given is None else given.repeat_interleave(particles, 0)
+        state, last, drawn = self.net.init_state(len(x), given), None, []
+        log_w = torch.zeros(rows, particles, dtype=torch.float64, device=x.device)
+        least = torch.full((rows,), float(particles), dtype=torch.float64, device=x.device)
+        for place in self.order:
+            state, parameters = self.net.step(state, last)
+            last, gain = self._weighed(place, parameters, x[:, place], known[:, place], keep)
+            drawn.append(last)
+            log_w += gain.view(rows, particles)
+            effective = _effective(log_w)
+            least = torch.minimum(least, effective)
+            if particles > 1 and bool((effective < _FEW * particles).any()):
+                index = _resampled(log_w, effective < _FEW * particles)
+                state, last, drawn = select(state, index), last[index], [d[index] for d in drawn]
+        index = _picked(log_w)
+        return Weighted(torch.where(known, x, self._in_place(drawn))[index], least)
+
+    def _weighed(self, place: int, parameters: Tensor, x: Tensor, known: Tensor, keep: Filter) -> tuple[Tensor, Tensor]:
+        """(values of one entry, known or drawn; the log weight that each brings)."""
+        present = self._present(place, parameters)
+        values = torch.where(known, x, self.draw_at(place, present, keep).to(x.dtype))
+        log_p = self.log_mass_at(place, parameters, values)
+        return values, torch.where(known, log_p, log_p - self.log_mass_at(place, present, values))
+
+
+def _total(nats: list[Tensor], like: Tensor) -> Tensor:
+    """Sum over entries, [n] float64; zeros if there are none."""
+    return torch.stack(nats).sum(0) if nats else torch.zeros(len(like), dtype=torch.float64, device=like.device)
+
+
+def _effective(log_w: Tensor) -> Tensor:
+    """Effective number of particles of each row; 0 where all weights are."""
+    w = (log_w - log_w.amax(1, keepdim=True).clamp_min(-1e300)).exp()
+    return w.sum(1).square() / w.square().sum(1).clamp_min(1e-300)
+
+
+def _resampled(log_w: Tensor, where: Tensor) -> Tensor:
+    """Indices of particles: in rows `where`, drawn anew by weight, evenly spread; others stay. Their weights become equal, in place."""
+    rows, particles = log_w.shape
+    index = torch.arange(particles, device=log_w.device).expand(rows, -1).clone()
+    chosen = log_w[where] - log_w[where].amax(1, keepdim=True).clamp_min(-1e300)
+    edges = chosen.exp().clamp_min(1e-300).cumsum(1)
+    pointers = (torch.rand_like(edges[:, :1]) + torch.arange(particles, device=log_w.device)) / particles * edges[:, -1:]
+    index[where] = torch.searchsorted(edges, pointers).clamp_max(particles - 1)
+    log_w[where] = log_w[where].logsumexp(1, keepdim=True) - math.log(particles)
+    return (index + torch.arange(rows, device=log_w.device)[:, None] * particles).flatten()
+
+
+def _picked(log_w: Tensor) -> Tensor:
+    """One particle of each row, by weight: its index among all."""
+    rows, particles = log_w.shape
+    p = (log_w - log_w.amax(1, keepdim=True).clamp_min(-1e300)).exp()
+    return torch.multinomial(p.clamp_min(1e-300), 1)[:, 0] + torch.arange(rows, device=log_w.device) * particles
