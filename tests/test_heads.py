@@ -217,7 +217,7 @@ def test_coupled_channels_step_as_the_whole_and_code():
     made = made.double().eval()
     whole = made.net(x).flatten(1, -2)
     state, last = made.net.init_state(40), None
-    for place in made.order:
+    for place in made.conditionals.order:
         state, stepped = made.net.step(state, last)
         last = x.flatten(1)[:, place]
         torch.testing.assert_close(stepped, whole[:, place], rtol=1e-9, atol=1e-9)

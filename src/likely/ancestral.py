@@ -41,10 +41,6 @@ class Ancestral(Primed, Fillable, ABC):
     def conditionals(self) -> Conditionals:
         """The net that steps, and the heads, over the symbols that are predicted."""
 
-    def _padded(self, symbols: Tensor) -> Tensor:
-        """Data from symbols: in a space of variable length the last symbol is the end, which becomes padding."""
-        return symbols.masked_fill(symbols == self.conditionals.space.supports[0].levels - 1, -1) if self.space.variable else symbols
-
     @final
     @torch.no_grad()
     def sample(
@@ -113,7 +109,7 @@ class Ancestral(Primed, Fillable, ABC):
         rows = [slice(i, min(i + size, n)) for i in starts]
         parts = [walk.draw(r.stop - r.start, _rows(given, r), keep, _rows(prompt, r), scored=scored) for r in rows]
         x, nats, filtered = (torch.cat(values) for values in zip(*parts, strict=True))
-        return Sampled(self._padded(x.view(n, *self.space.shape)), nats, filtered)
+        return Sampled(self.space.padded(x.view(n, *self.space.shape)), nats, filtered)
 
     def _text(self, n: int, given: Tensor | None, keep: Filter, prompt: Tensor | None, length: int, scored: bool) -> Sampled:
         assert prompt is not None
@@ -139,7 +135,7 @@ class Ancestral(Primed, Fillable, ABC):
         most = n if alike else 1
         x, nats, filtered = (torch.cat([v[:most] for v in values]) for values in zip(*found, strict=True))
         shape = self.space.shape if entries is None else (entries,)
-        return Sampled(self._padded(x.view(len(x), *shape)), nats, filtered)
+        return Sampled(self.space.padded(x.view(len(x), *shape)), nats, filtered)
 
     @final
     @torch.no_grad()
@@ -162,7 +158,7 @@ class Ancestral(Primed, Fillable, ABC):
         self.space.check(x)
         if self.space.layout == "sequence" and not self.space.variable and bool((x < 0).any()):
             raise UsageError("Padding cannot be known in texts of a fixed length.", "Fill whole windows.")
-        symbols = x.masked_fill(x < 0, self.conditionals.space.supports[0].levels - 1) if self.space.variable else x
+        symbols = self.space.ended(x)
         parts = {}
         with evaluating(self):  # type: ignore[arg-type]
             for pattern in known.flatten(1).unique(dim=0):  # rows with the same mask walk together
@@ -186,7 +182,7 @@ class Ancestral(Primed, Fillable, ABC):
         effective = torch.full((draws, len(x)), math.inf, dtype=torch.float64, device=x.device)
         for particles, done in parts.items():
             for rows, (values, least) in done:
-                filled[:, rows] = torch.where(known[rows], x[rows], self._padded(values.view(draws, len(rows), *self.space.shape)))
+                filled[:, rows] = torch.where(known[rows], x[rows], self.space.padded(values.view(draws, len(rows), *self.space.shape)))
                 if particles > 1:
                     effective[:, rows] = least.view(draws, len(rows))
         most = max(parts, default=1)

@@ -28,7 +28,7 @@ from likely.errors import UsageError
 from likely.heads import Categorical, Heads
 from likely.space import Space
 
-__all__ = ["Conditionals", "Drawn", "Stepping", "Weighted", "select"]
+__all__ = ["Conditionals", "Drawn", "Stepping", "Strings", "Weighted", "select"]
 
 _FEW = 0.5  # share of particles that must count; below it they are drawn anew
 
@@ -37,13 +37,38 @@ _FEW = 0.5  # share of particles that must count; below it they are drawn anew
 class Stepping(Protocol):
     """What walks: a causal net, or whatever else has states (see `nets.causal.CausalNet`)."""
 
-    order: Tensor
-    reach: int | None
-    room: int | None
+    @property
+    def order(self) -> Tensor: ...
+
+    @property
+    def reach(self) -> int | None: ...
+
+    @property
+    def room(self) -> int | None: ...
 
     def init_state(self, n: int, given: Tensor | None = None) -> Any: ...
 
     def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Strings:
+    """A model of strings (see `model.Stepwise`) as what steps: from left to right, symbol by symbol."""
+
+    model: Any
+    length: int
+    reach: int | None = None
+    room: int | None = None
+
+    @property
+    def order(self) -> Tensor:
+        return torch.arange(self.length)
+
+    def init_state(self, n: int, given: Tensor | None = None) -> Any:
+        return self.model.init_state(n, given)
+
+    def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]:
+        return self.model.step(state, x_i)
 
 
 class Drawn(NamedTuple):
@@ -82,6 +107,11 @@ class Conditionals:
     space: Space
     net: Stepping
     heads: Heads
+
+    @classmethod
+    def of_strings(cls, model: Any, space: Space, *, reach: int | None = None, room: int | None = None) -> "Conditionals":
+        """Those of a `model.Stepwise` of strings in `space`."""
+        return cls(space.with_end, Strings(model, space.dims, reach, room), Heads(space.with_end))
 
     @property
     def order(self) -> list[int]:

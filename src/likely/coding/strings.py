@@ -1,4 +1,4 @@
-"""Strings symbol by symbol: draws and codes of a model that steps through them."""
+"""Strings symbol by symbol: codes of a model that steps through them."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from likely.coding.codec import Causal, Codec, autoregressive
 from likely.space import Space
 
-__all__ = ["codec", "draw", "end_stays"]
+__all__ = ["codec", "end_stays"]
 
 
 def end_stays(logits: Tensor, x_i: Tensor | None, space: Space) -> Tensor:
@@ -18,17 +18,6 @@ def end_stays(logits: Tensor, x_i: Tensor | None, space: Space) -> Tensor:
     end = logits.shape[1] - 1
     certain = torch.where(torch.arange(end + 1, device=logits.device) == end, 0.0, -math.inf).to(logits)
     return torch.where((x_i == end)[:, None], certain, logits)
-
-
-@torch.no_grad()
-def draw(steps: Causal, space: Space, n: int, given: Tensor | None = None) -> Tensor:
-    """n strings in data units, [n, L]; `steps` gives logits of the symbols of `space.with_end`."""
-    state, last, drawn = steps.init_state(n, given), None, []
-    for _ in range(space.dims):
-        state, logits = steps.step(state, last)
-        last = torch.multinomial(logits.softmax(-1), 1)[:, 0]
-        drawn.append(last)
-    return space.padded(torch.stack(drawn, 1))
 
 
 def codec(steps: Causal, space: Space, given: Tensor | None = None) -> Codec:

@@ -23,12 +23,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from likely.ancestral import Ancestral
 from likely.coding import Codec, strings
 from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Batches, Coded, Combined, Likelihood, Model, Stepwise
 from likely.noise import Noise
 from likely.space import Space
+from likely.stepwise import Conditionals
 
 __all__ = ["Mixture"]
 
@@ -39,7 +41,7 @@ _BLOCK = 16  # symbols of a stretch between two steps of its trusts
 _RATE = 2e-3  # of a step, per symbol
 
 
-class Mixture(Model, Likelihood, Stepwise, Coded, Combined):
+class Mixture(Ancestral, Model, Likelihood, Stepwise, Coded, Combined):
     """Members mixed per step, as a normalised weighted product; exact.
 
     Args:
@@ -156,9 +158,12 @@ class Mixture(Model, Likelihood, Stepwise, Coded, Combined):
         mixed = _mixed(torch.stack([part.double().log_softmax(-1) for part in logits], 1), self.trust)
         return list(states), strings.end_stays(mixed, x_i, self.space)
 
-    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
-        """Draw n examples, symbol by symbol."""
-        return strings.draw(self, self.space, n, given)
+    @property
+    def conditionals(self) -> Conditionals:
+        nets = [m.conditionals.net for m in self._members]
+        rooms = [net.room for net in nets if net.room is not None]
+        reach = None if any(net.reach is None for net in nets) else max(net.reach for net in nets)
+        return Conditionals.of_strings(self, self.space, reach=reach, room=min(rooms, default=None))
 
     def codec(self, given: Tensor | None = None) -> Codec:
         """A codec of whole examples."""

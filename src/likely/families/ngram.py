@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from likely.ancestral import Ancestral
 from likely.coding import Codec, strings
 from likely.errors import UsageError, nearest
 from likely.logprob import LogProb
@@ -35,6 +36,7 @@ from likely.noise import Noise
 from likely.solve import backoff, contexts
 from likely.solve.labels import label_count, label_of
 from likely.space import Space
+from likely.stepwise import Conditionals
 
 __all__ = ["NGram"]
 
@@ -44,7 +46,7 @@ _ORDERS = (2, 5, 8, 12, MOST_ORDER)  # tried in turn, as long as they help
 _BLOCK = 4096  # symbols of a stretch whose logits are in memory together
 
 
-class NGram(Model, Likelihood, Stepwise, Coded, ClosedForm):
+class NGram(Ancestral, Model, Likelihood, Stepwise, Coded, ClosedForm):
     """Each symbol given the few before it, by counts; exact.
 
     Args:
@@ -190,21 +192,21 @@ class NGram(Model, Likelihood, Stepwise, Coded, ClosedForm):
     # -- symbol by symbol -----------------------------------------------------------------------
 
     def init_state(self, n: int, given: Tensor | None = None) -> Any:
-        return self._tree(), self._blend(), self._offset(given, n).repeat(1, self.order + 1).numpy() + self.symbols
+        return self._tree(), self._blend(), self._offset(given, n).repeat(1, self.order + 1) + self.symbols
 
     def step(self, state: Any, x_i: Tensor | None) -> tuple[Any, Tensor]:
         tree, blend, history = state
         if x_i is not None:
             label = history[:, :1] // (self.symbols + 1)
-            history = np.concatenate([history[:, 1:], label * (self.symbols + 1) + x_i.cpu().numpy()[:, None]], 1)
+            history = torch.cat([history[:, 1:], label * (self.symbols + 1) + x_i.cpu()[:, None]], 1)
         n, width = history.shape
-        text = np.concatenate([history, history[:, :1]], 1)  # what follows is not looked at
-        every = backoff.log_probs(tree, blend, text.ravel(), np.arange(n) * (width + 1) + width, every=True)
+        text = torch.cat([history, history[:, :1]], 1).flatten().numpy()  # what follows is not looked at
+        every = backoff.log_probs(tree, blend, text, np.arange(n) * (width + 1) + width, every=True)
         return (tree, blend, history), strings.end_stays(torch.from_numpy(every), x_i, self.space)
 
-    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
-        """Draw n examples, symbol by symbol."""
-        return strings.draw(self, self.space, n, given)
+    @property
+    def conditionals(self) -> Conditionals:
+        return Conditionals.of_strings(self, self.space, reach=self.order)
 
     def codec(self, given: Tensor | None = None) -> Codec:
         """A codec of whole examples."""
