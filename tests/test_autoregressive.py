@@ -212,6 +212,33 @@ def test_learns_a_known_distribution():
     assert -made.log_prob(true).nats.mean().item() / math.log(2) == pytest.approx(2, abs=0.1)
 
 
+# -- orderings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, LABEL], ids=["free", "given"])
+@pytest.mark.parametrize("name", ["grid", "table"])
+def test_a_mixture_over_orderings_is_exact(name, given):
+    made, n = model(FINITE[name], "made", given, orderings=3).eval(), 5000
+    x = made.space.enumerate()
+    label = None if given is None else torch.ones(len(x), 1, dtype=torch.int64)
+    masses = made.log_prob(x, label).nats.exp()
+    assert masses.sum().item() == pytest.approx(1, abs=1e-5)
+    each = torch.stack([made._log_mass(x, label, ordering).exp() for ordering in range(3)])
+    assert (each[0] - each[1]).abs().max() > 1e-3 * each.max()
+    torch.testing.assert_close(masses, each.mean(0))
+    place = {tuple(row): i for i, row in enumerate(x.flatten(1).tolist())}
+    drawn = made.sample(n, None if label is None else label[:1]).flatten(1).tolist()
+    counts = torch.bincount(torch.tensor([place[tuple(row)] for row in drawn]), minlength=len(x)).double()
+    often = masses.detach() * n >= 5
+    observed, wanted = ([*v[often].tolist(), v[~often].sum().item()] for v in (counts, masses.detach() * n))
+    assert sum((o - w) ** 2 / w for o, w in zip(observed, wanted, strict=True)) < stats.chi2.isf(1e-4, len(wanted) - 1)
+
+
+def test_a_mixture_over_orderings_has_no_codec():
+    with pytest.raises(UsageError, match="orderings"):
+        model(FINITE["grid"], "made", orderings=2).codec()
+
+
 # -- filters --------------------------------------------------------------------------------------
 
 

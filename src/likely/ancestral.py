@@ -107,7 +107,7 @@ class Ancestral(Primed, Fillable, ABC):
         size, walk = max(1, _CHUNK // self.space.dims), self.conditionals
         starts = range(0, max(n, 1), size)  # none asked for: an empty batch
         rows = [slice(i, min(i + size, n)) for i in starts]
-        parts = [walk.draw(r.stop - r.start, _rows(given, r), keep, _rows(prompt, r), scored=scored) for r in rows]
+        parts = [walk.draw_mixed(r.stop - r.start, _rows(given, r), keep, _rows(prompt, r), scored=scored) for r in rows]
         x, nats, filtered = (torch.cat(values) for values in zip(*parts, strict=True))
         return Sampled(self.space.padded(x.view(n, *self.space.shape)), nats, filtered)
 
@@ -127,6 +127,8 @@ class Ancestral(Primed, Fillable, ABC):
         entries = None if prompt is None or length is None else prompt.shape[1] + length
         if entries is not None and entries > self.space.dims:
             raise UsageError(f"Beam search ends at {self.space.dims} symbols, prompt included.", "Ask for fewer.")
+        if self.conditionals.orderings > 1:
+            raise UsageError("A mixture over orderings has no beam search: no single one has its likelihood.", "Fit with orderings=1.")
         alike = all(v is None or bool((v == v[:1]).all()) for v in (given, prompt))
         if alike and n > width:
             raise UsageError(f"A beam of {width} finds {width} examples, not {n}.", f"Pass beam={n} or more.")
@@ -158,6 +160,8 @@ class Ancestral(Primed, Fillable, ABC):
         self.space.check(x)
         if self.space.layout == "sequence" and not self.space.variable and bool((x < 0).any()):
             raise UsageError("Padding cannot be known in texts of a fixed length.", "Fill whole windows.")
+        if self.conditionals.orderings > 1:
+            raise UsageError("A mixture over orderings cannot fill yet.", "Fit with orderings=1.")
         symbols = self.space.ended(x)
         parts = {}
         with evaluating(self):  # type: ignore[arg-type]

@@ -156,6 +156,27 @@ class Conditionals:
 
     # -- draws ----------------------------------------------------------------------------------
 
+    @property
+    def orderings(self) -> int:
+        """How many orderings the net knows; p is the mixture of them."""
+        return getattr(self.net, "orderings", 1)
+
+    def draw_mixed(
+        self, n: int, given: Tensor | None = None, keep: Filter = UNFILTERED, prompt: Tensor | None = None, *, scored: bool = False
+    ) -> Drawn:
+        """As `draw`; of several orderings each example takes one at random."""
+        if self.orderings == 1:
+            return self.draw(n, given, keep, prompt, scored=scored)
+        if scored:
+            raise UsageError("A draw from a mixture over orderings has no single log-probability.", "Ask log_prob for it.")
+        which, parts = torch.randint(self.orderings, (n,)), []
+        for ordering in which.unique().tolist():
+            rows = which == ordering
+            with self.net.under(ordering):  # type: ignore[attr-defined]
+                parts.append(self.draw(int(rows.sum()), None if given is None else given[rows], keep))
+        back = which.argsort(stable=True).argsort()
+        return Drawn(*(torch.cat(values)[back.to(values[0].device)] for values in zip(*parts, strict=True)))
+
     def draw(
         self, n: int, given: Tensor | None = None, keep: Filter = UNFILTERED, prompt: Tensor | None = None, *, scored: bool = False
     ) -> Drawn:

@@ -6,7 +6,11 @@ A causal net computes the parameters of all conditionals at once, a head turns e
 distribution with exact mass (categorical; logistics integrated over the cells of finely graded
 ordinals and decimals; normals for reals; a missing state where cells may be missing), and the loss
 is -log p(x). The order of entries is the net's: grids go by row, column, channel, tables by column,
-sequences from left to right.
+sequences from left to right. A net that knows several orderings (`made`) is their mixture,
+
+    log p(x) = log 1/K sum_k prod_i p_k(x_i | what is before it in the k-th ordering)
+
+with whole examples averaged, as probabilities: a product of averaged conditionals would not sum to one.
 
 A sequence of variable length ends with a symbol of its own, except at the maximal length, where the
 end is certain; so the masses of all strings sum to one. Of a fixed length, -1 pads a prefix, and
@@ -18,6 +22,7 @@ that drawing D entries costs about as much as one likelihood and not D of them.
 References:
     | A neural probabilistic language model (Bengio et al., 2003) | https://www.jmlr.org/papers/v3/bengio03a.html
     | The neural autoregressive distribution estimator (Larochelle and Murray, 2011) | https://proceedings.mlr.press/v15/larochelle11a.html
+    | A deep and tractable density estimator (mixtures over orderings; Uria et al., 2014) | https://arxiv.org/abs/1310.1757
     | Pixel recurrent neural networks (van den Oord et al., 2016) | https://arxiv.org/abs/1601.06759
 """
 
@@ -113,7 +118,13 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         with evaluating(self):
-            return LogProb(self._log_masses(x, given).double().flatten(1).sum(1), "exact")
+            each = [self._log_mass(x, given, ordering) for ordering in range(self.net.orderings)]
+            return LogProb(torch.stack(each).logsumexp(0) - math.log(len(each)), "exact")
+
+    def _log_mass(self, x: Tensor, given: Tensor | None, ordering: int) -> Tensor:
+        """log p(x) of each example under one ordering, float64."""
+        with self.net.under(ordering):
+            return self._log_masses(x, given).double().flatten(1).sum(1)
 
     @torch.no_grad()
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
@@ -174,6 +185,8 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         """
         if any(s.states is None for s in self.space.supports):
             raise UsageError(f"A {self.space} cannot be coded by an autoregressive model yet.", "Nominal and ordinal entries can.")
+        if self.net.orderings > 1:
+            raise UsageError("A mixture over orderings has no codec: no single one has its likelihood.", "Fit with orderings=1.")
         coded = autoregressive(self.symbols, self.net, self._logits, given, self.conditionals.order)
         return coded.mapped(lambda x: self._symbols(x)[0], self.space.padded)
 

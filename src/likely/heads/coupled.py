@@ -61,6 +61,8 @@ class Coupled(CausalNet):
 
     def __init__(self, space: Space, net: CausalNet, components: int) -> None:
         super().__init__()
+        if net.orderings > 1:
+            raise UsageError("Channels are coupled in their own order.", "Use head=mixture with several orderings.")
         self.heads, self.components = [LogisticMixture((s,), components) for s in space.supports], components
         self.net, self.order, self.reach = net, net.order, net.reach
 
