@@ -224,3 +224,15 @@ def test_reading_options_reach_the_reader(run, tmp_path):
     code, out, err = run("data", table, "--no-header", "--nominal", "colour")
     assert code in (2, 3), out
     assert "colour" in err
+
+
+def test_a_text_goes_on_after_a_prompt(run, text_model, tmp_path):
+    likely.fit(str(text_model / "t.txt"), "autoregressive", size="tiny", steps=2, out=tmp_path / "m", progress=False)
+    code, _, err = run("sample", tmp_path / "m", "-n", 2, "--prompt", "to be", "--length", 300, "--top-p", 0.9, "--out", tmp_path / "s.txt")
+    assert code == 0, err
+    written = (tmp_path / "s.txt").read_bytes()
+    assert written.startswith(b"to be")
+    assert len(written) > 600
+    code, _, err = run("sample", tmp_path / "m", "--prompt", "x", "--length", -1, "--out", tmp_path / "t.txt")
+    assert code == 2
+    assert "-1" in err

@@ -13,8 +13,11 @@ FEW, MANY = Room(), Room(steps=1000, draws=2000, samples=20_000)
 
 @pytest.fixture(scope="module", autouse=True)
 def _first_step() -> None:
-    """What only the first step of a process pays for is no case's own: torch imports its compiler there."""
+    """What only the first fit of a process pays for is no case's own: torch imports its compiler there, numba compiles."""
     likely.fit(DATA["grid"], "autoregressive", size="tiny", steps=1, progress=False)
+    ngram = likely.fit(DATA["sequence"], "ngram", size="tiny", progress=False).model
+    ngram.log_prob(DATA["sequence"].test.x[:2])
+    ngram.sample(2)
 
 
 @pytest.mark.parametrize(("name", "data"), CASES, ids=lambda v: v)

@@ -98,7 +98,7 @@ def sample(
     Args:
         given: for a conditional model: a tensor, or values such as {"label": 3}.
         out: a `.png`, folder, `.txt`, `.csv` or `.npz`, as the data allow; what is there is kept unless `overwrite`.
-        how: options of the family's sampler.
+        how: options of the family's sampler; of texts `prompt`, a string or bytes, and `length`, how far they go on.
     """
     if n < 1:
         raise UsageError(f"Cannot draw {n} examples.", "Ask for at least one.")
@@ -107,10 +107,13 @@ def sample(
         sources.check_path(out, model.space, overwrite=overwrite)
     values = given if given is None or isinstance(given, Tensor) else given_values(given, model.given_space)
     sampler: Any = model.sample
-    known = [p.name for p in inspect.signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keyword_only = [p.name for p in inspect.signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [name for name in keyword_only if name != "with_log_prob"]  # of model.sample, which returns more than examples then
     for option in how:
         if option not in known:
             raise UsageError(f"This model's sampler has no option '{option}'.", nearest(option, known) if known else "It has none.")
+    if "prompt" in how and not isinstance(how["prompt"], Tensor):
+        how["prompt"] = sources.prompt_of(how["prompt"], model.space)
     with seeded(seed):
         x = sampler(n, values, **how)
     if out is not None:

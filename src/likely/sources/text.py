@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from likely.dataset import Data, Split, permutation_split
-from likely.errors import DataError
+from likely.errors import DataError, UsageError
 from likely.sources.examples import PARTS, PERMUTED, Options, card_of
 from likely.sources.files import list_files, read_bytes
 from likely.sources.tokens import encode, learn
 from likely.space import MISSING, Space
 
-__all__ = ["text_data", "text_files", "windows"]
+__all__ = ["prompt_of", "text_data", "text_files", "windows"]
 
 _LEAST_BYTES = 100
 
@@ -83,3 +83,13 @@ def windows(text: bytes, space: Space) -> Tensor:
     stream, length = encode(text, space.vocabulary), space.dims
     padded = torch.cat([stream, stream.new_full((-len(stream) % length,), MISSING)])
     return padded.view(-1, length)
+
+
+def prompt_of(text: object, space: Space) -> Tensor:
+    """What a text begins with, as symbols [m] of `space`; a string as UTF-8.
+
+    Raises: UsageError if the space has no bytes.
+    """
+    if space.layout != "sequence" or not (space.vocabulary or space.levels == 256):
+        raise UsageError(f"A {space} cannot begin with a string.", "Prompts are for models of texts.")
+    return encode(text if isinstance(text, bytes) else str(text).encode(), space.vocabulary)
