@@ -164,6 +164,16 @@ def test_where_known_entries_lead_the_fill_is_exact(name):
     assert tail(filled.x[:, 0], *conditional(made, x, known)) > 1e-4
 
 
+def test_cells_that_may_be_missing_weigh_by_their_chance_to_be_there():
+    made = model(SPACES["table"], categorical_up_to=10)
+    x, known = torch.tensor([[0, 0, 0]]), torch.zeros(1, 3, dtype=torch.bool)
+    filled = made.fill(x, known, draws=2000, particles=32)
+    assert not filled.exact
+    states, p = conditional(made, x, known)
+    share = torch.stack([(filled.x[:, 0] == s).all(1).double().mean() for s in states])
+    assert (share - p / p.sum()).abs().sum() / 2 < 0.08
+
+
 @pytest.mark.parametrize(("name", "net"), CASES)
 def test_particles_weigh_what_is_known_later(name, net):
     made = model(SPACES[name], net, categorical_up_to=10)

@@ -165,9 +165,9 @@ class Ancestral(Primed, Fillable, ABC):
         symbols = self.space.ended(x)
         parts = {}
         with evaluating(self):  # type: ignore[arg-type]
+            walk = self.conditionals
             for pattern in known.flatten(1).unique(dim=0):  # rows with the same mask walk together
                 rows = (known.flatten(1) == pattern).all(1).nonzero()[:, 0]
-                walk = self.conditionals.led_by(pattern)
                 few = 1 if walk.leads(pattern) else particles
                 parts[few] = [*parts.get(few, []), (rows, self._filled(walk, symbols[rows], pattern, _rows(given, rows), draws, few))]
         return self._joined(x, known, draws, parts)

@@ -259,22 +259,21 @@ class Conditionals:
     # -- unknown entries ------------------------------------------------------------------------
 
     def leads(self, known: Tensor) -> bool:
-        """Whether every known entry precedes every unknown one; `known` [entries], by place."""
-        return bool((known[self.net.order.to(known.device)].long().diff() <= 0).all())
+        """Whether draws of the unknown entries need no weights; `known` [entries], by place.
 
-    def led_by(self, known: Tensor) -> "Conditionals":
-        """These conditionals in an order in which known entries lead, of a net that knows every order; else as they are."""
-        if not getattr(self.net, "any_order", False):
-            return self
-        natural = self.net.order.to(known.device)
-        first = known[natural]
-        return replace(self, net=self.net.ordered(torch.cat([natural[first], natural[~first]])))  # type: ignore[attr-defined]
+        Every known entry precedes every unknown one, and no unknown one but the first may be missing: how
+        likely it is to be present would depend on what was drawn before it.
+        """
+        order = self.net.order.to(known.device)
+        unknown = order[~known[order]].tolist()
+        in_order = bool((known[order].long().diff() <= 0).all())
+        return in_order and not any(self.space.supports[self.support(place)].missing for place in unknown[1:])
 
-    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, particles: int = 1, keep: Filter = UNFILTERED) -> Weighted:
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, particles: int = 1) -> Weighted:
         """Entries that are not known, of x [rows, entries], drawn given those that are; never as missing.
 
         Args:
-            particles: for each row; one is enough where known entries lead.
+            particles: for each row; one is enough where known entries lead (see `leads`).
         """
         rows = len(x)
         x, known = x.repeat_interleave(particles, 0), known.repeat_interleave(particles, 0)
@@ -284,7 +283,7 @@ class Conditionals:
         least = torch.full((rows,), float(particles), dtype=torch.float64, device=x.device)
         for place in self.order:
             state, parameters = self.net.step(state, last)
-            last, gain = self._weighed(place, parameters, x[:, place], known[:, place], keep)
+            last, gain = self._weighed(place, parameters, x[:, place], known[:, place])
             drawn.append(last)
             log_w += gain.view(rows, particles)
             effective = _effective(log_w)
@@ -295,10 +294,10 @@ class Conditionals:
         index = _picked(log_w)
         return Weighted(torch.where(known, x, self._in_place(drawn))[index], least)
 
-    def _weighed(self, place: int, parameters: Tensor, x: Tensor, known: Tensor, keep: Filter) -> tuple[Tensor, Tensor]:
+    def _weighed(self, place: int, parameters: Tensor, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """(values of one entry, known or drawn; the log weight that each brings)."""
         present = self._present(place, parameters)
-        values = torch.where(known, x, self.draw_at(place, present, keep).to(x.dtype))
+        values = torch.where(known, x, self.draw_at(place, present).to(x.dtype))
         log_p = self.log_mass_at(place, parameters, values)
         return values, torch.where(known, log_p, log_p - self.log_mass_at(place, present, values))
 
