@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import likely
-from likely import cli
+from likely import cli, printing, verbs
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def test_options_of_a_family_are_read_as_python_values():
 
 
 def test_conditioning_values_are_read_by_name_or_code():
+    from likely.sources import given_values
     from likely.space import Space, Support
-    from likely.verbs import given_values
 
     space = Space.columns(Support("nominal", 3, "class", categories=("setosa", "virginica", "other")), Support("real", name="width"))
     assert torch.equal(given_values("class=virginica,width=0.5", space), torch.tensor([[1.0, 0.5]]))
@@ -236,3 +236,63 @@ def test_a_text_goes_on_after_a_prompt(run, text_model, tmp_path):
     code, _, err = run("sample", tmp_path / "m", "--prompt", "x", "--length", -1, "--out", tmp_path / "t.txt")
     assert code == 2
     assert "-1" in err
+
+
+@pytest.fixture(scope="module")
+def writer(text_model):
+    likely.fit(str(text_model / "t.txt"), "ngram", order=6, out=text_model / "writer", progress=False)
+    return text_model / "writer"
+
+
+def test_a_text_is_printed_as_it_is_written(run, writer):
+    code, out, err = run("sample", writer, "--prompt", "the quick", "--length", 50, "--greedy")
+    assert (code, err) == (0, "")
+    assert out == "the quick brown fox jumps over the lazy dog\nthe quick brown\n"
+    pieces = list(verbs.stream(writer, prompt="the", length=5, seed=1))
+    assert [piece for _, piece in pieces[:1]] == [b"the"]
+    assert len(pieces) == 6
+    assert b"".join(piece for _, piece in pieces) == bytes(likely.sample(writer, 1, prompt="the", length=5, seed=1)[0].tolist())
+    code, out, err = run("sample", writer)
+    assert len(out.encode()) >= 500
+
+
+def test_several_texts_are_printed_one_after_the_other(run, writer):
+    code, out, err = run("sample", writer, "-n", 2, "--prompt", "the quick", "--length", 3, "--greedy")
+    assert (code, err) == (0, "")
+    assert out == "--- 1 of 2 ---\nthe quick br\n--- 2 of 2 ---\nthe quick br\n"
+    code, out, err = run("sample", writer, "--prompt", "the quick", "--length", 3, "--beam", 4)
+    assert (code, out) == (0, "the quick br\n")
+
+
+@pytest.mark.parametrize("stops", [["fox"], ["over", "fox"]], ids=str)
+def test_a_text_stops_at_a_string(run, writer, stops):
+    words = [word for stop in stops for word in ("--stop", stop)]
+    code, out, err = run("sample", writer, "--prompt", "a fox; the quick", *words, "--greedy")
+    assert (code, out) == (0, "a fox; the quick brown fox\n"), err
+    x = likely.sample(writer, 2, prompt="the quick", stop=[*stops, b"fox"], greedy=True)
+    assert bytes(x[0].tolist()) == b"the quick brown fox"
+
+
+def test_bytes_that_are_no_text_are_printed_all_the_same(capsys, monkeypatch):
+    pieces = [(0, b"caf\xc3"), (0, b"\xa9 "), (0, b"\xff!"), (0, b"\xc3")]
+    assert printing.written(iter(pieces), 1)
+    assert capsys.readouterr().out == "café \ufffd!\ufffd\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert printing.written(iter([(0, b"a\x1b[31m\tb\n")]), 1)
+    assert capsys.readouterr().out == "a\ufffd[31m\tb\n"
+
+
+def test_an_interrupted_text_keeps_what_is_written(run, writer, monkeypatch):
+    def broken(model, n, **how):
+        yield 0, b"so far"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "stream", broken)
+    assert run("sample", writer) == (130, "so far\n", "")
+
+
+@pytest.mark.parametrize(("words", "told"), [(["--length", -1], "-1"), (["--stop", ""], "empty"), (["--tempreature", 2], "temperature")])
+def test_what_cannot_be_written_is_told_in_a_line(run, writer, words, told):
+    code, out, err = run("sample", writer, *words)
+    assert (code, out) == (2, "")
+    assert told in err

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from likely.decoding import Filter
+from likely.decoding import Filter, Stops
 from likely.errors import UsageError
 from likely.families.autoregressive import Autoregressive
 from likely.nets import NETS
@@ -284,6 +284,56 @@ def test_prompts_that_cannot_be_are_refused():
         model(SPACES["grid"]).sample(1, prompt=torch.tensor([0]))
     with pytest.raises(UsageError, match="Cannot draw -1"):
         made.sample(1, length=-1)
+
+
+def cut(row, stops):
+    """A string up to the end of the first stop in it, padded."""
+    text = "".join(map(str, row))
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    end = min(ends, default=len(row))
+    return (*row[:end], *[-1] * (len(row) - end))
+
+
+@pytest.mark.parametrize("stops", [["01"], ["2", "01"], ["0000"]], ids=str)
+def test_a_stop_ends_a_text_and_only_what_is_returned_counts(stops):
+    """Draws of texts that stop follow the model's masses, summed over all that would have followed; so do their log-probabilities."""
+    made = model(SPACES["sequence"], "rnn")
+    x, p = pmf(made)
+    masses: dict[tuple[int, ...], float] = {}
+    for row, mass in zip(x.tolist(), p.tolist(), strict=True):
+        masses[cut(row, stops)] = masses.get(cut(row, stops), 0.0) + mass
+    torch.manual_seed(0)
+    drawn = made.sample(2000, stop=[torch.tensor(list(map(int, stop))) for stop in stops], with_log_prob=True)
+    padded = [(*row, *[-1] * (4 - len(row))) for row in drawn.x.tolist()]
+    torch.testing.assert_close(drawn.log_prob, torch.tensor([math.log(masses[row]) for row in padded]).double(), rtol=1e-4, atol=1e-4)
+    assert tail(torch.tensor(padded), torch.tensor(list(masses)), torch.tensor(list(masses.values())).double()) > 1e-4
+
+
+def test_a_stop_is_looked_for_after_the_prompt():
+    made = model(SPACES["sequence"], "rnn")
+    stop = torch.tensor([1, 1])
+    drawn = made.sample(50, prompt=stop, length=30, stop=stop)
+    ends = [next((i for i in range(2, 31) if row[i : i + 2] == [1, 1]), 30) for row in drawn.tolist()]
+    assert [int((row >= 0).sum()) for row in drawn] == [min(end + 2, drawn.shape[1]) for end in ends]
+    followed = torch.stack(list(itertools.islice(made.follow(stop.expand(4, 2), stop=stop, greedy=True), 60)), 1)
+    assert ((followed < 0).long().diff(dim=1) >= 0).all()
+
+
+def test_a_stop_is_found_wherever_tokens_are_cut():
+    stops = Stops([torch.tensor([0, 1, 2])], Space.tokens(4, ("a", "b", "c", "xab", "cd", "abc")), 4)
+    for symbols, met in [([3, 3, 5, 0], [0, 0, 1, 0]), ([4, 2, 0, 1], [1, 1, 1, 0]), ([0, 0, 0, 4], [1, 1, 1, 1])]:
+        stops.take(torch.tensor(symbols))
+        assert stops.met == [bool(one) for one in met]
+
+
+def test_stops_that_cannot_be_are_refused():
+    made = model(SPACES["sequence"])
+    with pytest.raises(UsageError, match="empty string"):
+        made.sample(1, stop=torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(UsageError, match="Beam search"):
+        made.sample(1, stop=torch.tensor([1]), beam=3, length=2)
+    with pytest.raises(UsageError, match="no prompt or length"):
+        model(SPACES["grid"]).sample(1, stop=torch.tensor([0]))
 
 
 def test_a_string_that_has_ended_stays_so():

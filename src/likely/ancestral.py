@@ -2,16 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from likely.decoding import Filter
+from likely.decoding import Filter, Stops
 from likely.errors import UsageError
 from likely.model import Fillable, Filled, Primed, evaluating, expand_given
-from likely.space import Space
+from likely.space import MISSING, Space
 from likely.stepwise import Conditionals, Weighted
 
 __all__ = ["Ancestral", "Sampled"]
@@ -50,6 +51,7 @@ class Ancestral(Primed, Fillable, ABC):
         *,
         prompt: Tensor | None = None,
         length: int | None = None,
+        stop: Tensor | Sequence[Tensor] | None = None,
         beam: int | None = None,
         with_log_prob: bool = False,
         temperature: float = 1.0,
@@ -64,23 +66,34 @@ class Ancestral(Primed, Fillable, ABC):
         Args:
             prompt: symbols [m] or [n, m] that a sequence begins with; it is part of what is returned.
             length: symbols of a text after the prompt, however many; the space's own length by default.
+            stop: strings, as symbols [m], of which the first to appear after the prompt ends a text; it is part of what is
+                returned, and a text that ends before others is padded with -1.
             beam: the n likeliest examples that a search of this width finds, instead of draws; best first.
             with_log_prob: return a `Sampled`.
             temperature, top_k, top_p, min_p, typical, greedy: a `Filter` of categorical entries, which changes
                 what is drawn from; `log_prob` stays that of the model itself.
 
-        Returns: a tensor [n, *shape], with a prompt or a length [n, m + length]; or a `Sampled` with it.
+        Returns: a tensor [n, *shape], with a prompt or a length [n, m + length], with a stop at most so long; or a `Sampled` with it.
         """
         keep, given = Filter(temperature, top_k, top_p, min_p, typical, greedy), expand_given(given, n)
+        length = self._up_to(prompt, length, stop, beam)
         prompt = self._prompt(prompt, length, n)
         with evaluating(self):  # type: ignore[arg-type]
             if beam is not None:
                 drawn = self._likeliest(n, given, beam, prompt, length)
             elif length is not None:
-                drawn = self._text(n, given, keep, prompt, length, with_log_prob)
+                drawn = self._text(given, keep, prompt, length, stop, with_log_prob)
             else:
                 drawn = self._examples(n, given, keep, prompt, with_log_prob)
         return drawn if with_log_prob else drawn.x
+
+    def _up_to(self, prompt: Tensor | None, length: int | None, stop: Any, beam: int | None) -> int | None:
+        """How far a text goes on that may stop before: as asked for, or to the length of the space."""
+        if stop is not None and beam is not None:
+            raise UsageError("Beam search ends where it is told, not at a string.", "Pass length, and leave stop out.")
+        if stop is None or length is not None:
+            return length
+        return max(0, self.space.dims - (0 if prompt is None else prompt.shape[-1]))
 
     def _prompt(self, prompt: Tensor | None, length: int | None, n: int) -> Tensor | None:
         """The prompt [n, m] on the model's device, or None."""
@@ -111,16 +124,34 @@ class Ancestral(Primed, Fillable, ABC):
         x, nats, filtered = (torch.cat(values) for values in zip(*parts, strict=True))
         return Sampled(self.space.padded(x.view(n, *self.space.shape)), nats, filtered)
 
-    def _text(self, n: int, given: Tensor | None, keep: Filter, prompt: Tensor | None, length: int, scored: bool) -> Sampled:
+    def _text(
+        self, given: Tensor | None, keep: Filter, prompt: Tensor | None, length: int, stop: Tensor | Sequence[Tensor] | None, scored: bool
+    ) -> Sampled:
         assert prompt is not None
         walk, drawn = self.conditionals, []
-        nats = filtered = torch.zeros(n, dtype=torch.float64, device=prompt.device)
-        for _, (symbols, parameters) in zip(range(length), walk.follow(prompt, given, keep), strict=False):
+        nats = filtered = torch.zeros(len(prompt), dtype=torch.float64, device=prompt.device)
+        for symbols, parameters in islice(self._followed(prompt, given, keep, stop), length):
             drawn.append(symbols)
             if scored:
-                nats = nats + walk.log_mass_at(0, parameters, symbols)
-                filtered = filtered + walk.log_mass_at(0, parameters, symbols, keep)
+                some, there = symbols.clamp_min(0), symbols >= 0
+                nats = nats + walk.log_mass_at(0, parameters, some).where(there, 0.0)
+                filtered = filtered + walk.log_mass_at(0, parameters, some, keep).where(there, 0.0)
         return Sampled(torch.cat([prompt, torch.stack(drawn, 1)], 1) if drawn else prompt, nats, filtered)
+
+    def _followed(
+        self, prompt: Tensor, given: Tensor | None, keep: Filter, stop: Tensor | Sequence[Tensor] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Symbols [n] after a prompt, each with its parameters: without end, or until all texts have stopped, and -1 in those that have."""
+        drawn = self.conditionals.follow(prompt, given, keep)
+        if stop is None:
+            yield from drawn
+            return
+        stops = Stops(stop, self.space, len(prompt))
+        while not all(stops.met):
+            symbols, parameters = next(drawn)
+            ended = torch.tensor(stops.met, device=symbols.device)
+            stops.take(symbols)
+            yield symbols.masked_fill(ended, MISSING), parameters
 
     def _likeliest(self, n: int, given: Tensor | None, width: int, prompt: Tensor | None, length: int | None) -> Sampled:
         """One search for all where nothing differs between rows, else one for each row."""
@@ -141,9 +172,13 @@ class Ancestral(Primed, Fillable, ABC):
 
     @final
     @torch.no_grad()
-    def follow(self, prompt: Tensor, **keep: Any) -> Iterator[Tensor]:
+    def follow(
+        self, prompt: Tensor, given: Tensor | None = None, *, stop: Tensor | Sequence[Tensor] | None = None, **keep: Any
+    ) -> Iterator[Tensor]:
+        rows = self._prompt(prompt, 0, len(prompt))
+        assert rows is not None
         with evaluating(self):  # type: ignore[arg-type]
-            for symbols, _ in self.conditionals.follow(prompt.to(self._device()), None, Filter(**keep)):
+            for symbols, _ in self._followed(rows, given, Filter(**keep), stop):
                 yield symbols
 
     @final

@@ -8,11 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["DataArg", "DeviceOption", "FolderArg", "GivenOption", "OutOption", "SeedOption", "SizeOption", "ValuesOption", "reads"]
+__all__ = [
+    "DataArg",
+    "DeviceOption",
+    "FolderArg",
+    "GivenOption",
+    "OutOption",
+    "OverwriteOption",
+    "SeedOption",
+    "SizeOption",
+    "ValuesOption",
+    "reads",
+]
 
 DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Built-in name, folder or file.", show_default=False)]
 FolderArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder of a stored model.", show_default=False)]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Where results go.", show_default=False)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 SizeOption = Annotated[str, typer.Option("--size", help="tiny, small or base: one dial of size.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]

@@ -8,7 +8,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from likely import __version__
-from likely.arguments import DataArg, DeviceOption, FolderArg, GivenOption, OutOption, SeedOption, SizeOption, ValuesOption, reads
+from likely.arguments import (
+    DataArg,
+    DeviceOption,
+    FolderArg,
+    GivenOption,
+    OutOption,
+    OverwriteOption,
+    SeedOption,
+    SizeOption,
+    ValuesOption,
+    reads,
+)
 from likely.errors import LikelyError, UsageError
 
 __all__ = ["app", "main"]
@@ -111,26 +122,48 @@ def fit(
         raise typer.Exit(130)
 
 
-@app.command(context_settings=OWN_OPTIONS, epilog="Example:  likely sample my-model -n 100 --out samples.png")
+@app.command(
+    context_settings=OWN_OPTIONS,
+    epilog="Examples:\n\nlikely sample my-images -n 100 --out samples.png\n\nlikely sample my-table -n 1000 --out more.csv\n\n"
+    'likely sample my-text --prompt "To be" --length 300 --top-p 0.9\n\n'
+    "likely sample my-text --prompt 'Q: ' --stop $'\\n' --stop '?'   (ends with the first line or question)",
+)
 def sample(
     context: typer.Context,
     folder: FolderArg,
-    n: Annotated[int, typer.Option("-n", "--n", help="How many.")] = 64,
+    n: Annotated[int | None, typer.Option("-n", "--n", help="How many.", show_default="64; of printed texts 1")] = None,
     out: OutOption = None,
     given: ValuesOption = None,
     seed: SeedOption = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What a text begins with.", show_default=False)] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", help="Symbols after the prompt.", show_default="500 printed, else a window")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="A text ends with the first of these (repeatable).", show_default=False)
+    ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw from a stored model: a PNG grid or a folder of images, text, CSV or .npz, by the name of --out.
 
-    Further options are the sampler's own, such as --temperature 0.8.
+    Without --out a text is printed as it is written; Ctrl-C ends it.
+
+    Further options are the sampler's own, such as --temperature 0.8, --top-k 40, --top-p 0.9, --min-p 0.05, --typical 0.9,
+    --greedy, and --beam 8 for the likeliest text that a search of that width finds.
     """
     import likely
-    from likely import printing
+    from likely import printing, verbs
 
     model = likely.open(folder)
+    asked = {name: value for name, value in {"prompt": prompt, "length": length, "stop": stop or None}.items() if value is not None}
+    how = {**asked, **_extra(context.args)}
+    if out is None and model.space.textual:
+        n = 1 if n is None else n
+        if not printing.written(verbs.stream(model, n, given=given, seed=seed, **how), n):
+            raise typer.Exit(130)
+        return
     out = out or Path(printing.default_name(model.space))
-    x = likely.sample(model, n, given=given, seed=seed, out=out, overwrite=overwrite, **_extra(context.args))
+    x = likely.sample(model, 64 if n is None else n, given=given, seed=seed, out=out, overwrite=overwrite, **how)
     printing.sampled(x, model.space, out)
 
 

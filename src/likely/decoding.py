@@ -1,4 +1,4 @@
-"""How draws of categorical entries depart from the model: temperature, and truncation to likely values.
+"""How draws of categorical entries depart from the model: temperature, truncation to likely values, strings that end a text.
 
 References:
     | Hierarchical neural story generation (top-k; Fan et al., 2018) | https://arxiv.org/abs/1805.04833
@@ -8,14 +8,16 @@ References:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from likely.errors import UsageError
+from likely.space import Space
 
-__all__ = ["UNFILTERED", "Filter"]
+__all__ = ["UNFILTERED", "Filter", "Stops"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,34 @@ def _first(logits: Tensor, score: Tensor, *, count: int = 1, mass: float | None 
         p = logits.softmax(-1).gather(-1, order)
         beyond = p.cumsum(-1) - p >= mass  # the mass of the values before it suffices
     return logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -math.inf)
+
+
+class Stops:
+    """Watches texts as they are drawn for the first of some strings, at which each ends.
+
+    Strings are compared by what they spell, so a stop may begin and end within tokens.
+
+    Args:
+        stops: the strings, as symbols [m] of `space` each; n: how many texts are drawn side by side.
+
+    Raises: UsageError for an empty string, which every text begins with.
+    """
+
+    def __init__(self, stops: Tensor | Sequence[Tensor], space: Space, n: int) -> None:
+        self._vocabulary = space.vocabulary
+        each = [stops] if isinstance(stops, Tensor) else stops
+        self.stops = ["".join(map(self._spell, stop.tolist())) for stop in each]
+        if not all(self.stops):
+            raise UsageError("An empty string cannot end a text.", "Leave `stop` out, and pass length.")
+        self._back = max(map(len, self.stops), default=1) - 1
+        self._latest, self.met = [""] * n, [False] * n
+
+    def take(self, symbols: Tensor) -> None:
+        """The next symbols [n]; `met` says which texts end with them, or have ended before."""
+        for i, symbol in enumerate(symbols.tolist()):
+            text = self._latest[i] + self._spell(symbol)
+            self.met[i] = self.met[i] or any(stop in text for stop in self.stops)
+            self._latest[i] = text[max(0, len(text) - self._back) :]
+
+    def _spell(self, symbol: int) -> str:
+        return self._vocabulary[symbol] if self._vocabulary else chr(symbol)

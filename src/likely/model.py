@@ -164,8 +164,13 @@ class Primed(ABC):
         """log p of each symbol of `stretch` [n] given those before it, `prefix` [m] first; nats [n], float64."""
 
     @abstractmethod
-    def follow(self, prompt: Tensor, **keep: Any) -> Iterator[Tensor]:
-        """Symbols [n] that follow `prompt` [n, m], one after another without end; `keep` filters them (see `decoding.Filter`)."""
+    def follow(
+        self, prompt: Tensor, given: Tensor | None = None, *, stop: Tensor | Sequence[Tensor] | None = None, **keep: Any
+    ) -> Iterator[Tensor]:
+        """Symbols [n] that follow `prompt` [n, m], one after another without end, or until each text has met a `stop`.
+
+        `keep` filters them (see `decoding.Filter`); a text that has stopped goes on with -1.
+        """
 
 
 class Stepwise(Primed):

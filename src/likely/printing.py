@@ -1,8 +1,13 @@
 """What the command line prints, with rich."""
 
+import codecs
 import csv
 import io
 import math
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +22,10 @@ if TYPE_CHECKING:
     from likely.space import Space
     from likely.train import Run
 
-__all__ = ["default_name", "described", "families", "fitted", "markdown", "sampled", "scored"]
+__all__ = ["default_name", "described", "families", "fitted", "markdown", "sampled", "scored", "written"]
 
 console = Console(highlight=False)
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
 
 
 def fitted(run: "Run", folder: Path) -> None:
@@ -55,6 +61,30 @@ def default_name(space: "Space") -> str:
 
 def sampled(x: "Tensor", space: "Space", out: Path) -> None:
     console.print(f"{len(x)} examples of {space} -> [bold]{out}[/]", soft_wrap=True)
+
+
+def written(pieces: Iterator[tuple[int, bytes]], n: int) -> bool:
+    """Print n texts as they come, (number of the text, its next bytes) each; False if they were interrupted, which ends them."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know few characters
+    try:
+        for which, parts in groupby(pieces, key=itemgetter(0)):
+            if n > 1:
+                print(f"--- {which + 1} of {n} ---")
+            _print_text(part for _, part in parts)
+    except KeyboardInterrupt:
+        print()
+        return False
+    return True
+
+
+def _print_text(pieces: Iterator[bytes]) -> None:
+    """Bytes as UTF-8, what is not replaced; control characters reach files, but no terminal."""
+    text, kept = "", {} if not sys.stdout.isatty() else _CONTROLS
+    for text in codecs.iterdecode(pieces, "utf-8", "replace"):
+        sys.stdout.write(text.translate(kept))
+        sys.stdout.flush()
+    if not text.endswith("\n"):
+        print()
 
 
 def scored(rows: list[dict[str, Any]], top: int, out: Path | None) -> None:

@@ -117,13 +117,18 @@ class Space:
     def unit(self) -> str:
         if not self.discrete:
             return {"grid": "nats/dim (density)", "columns": "nats/row (density)"}.get(self.layout, "nats (density)")
-        byte = "bits/byte" if self.vocabulary or self.levels == 256 else "bits/symbol"
+        byte = "bits/byte" if self.textual else "bits/symbol"
         return {"grid": "bits/dim", "columns": "bits/row", "sequence": byte, "set": "bits/set"}[self.layout]
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """Spellings of the tokens that a text's symbols are; none where symbols are bytes, or stand for themselves."""
         return self.supports[0].categories if self.layout == "sequence" else ()
+
+    @property
+    def textual(self) -> bool:
+        """Whether an example is a text: its symbols are bytes, or tokens, which spell them."""
+        return self.layout == "sequence" and (bool(self.vocabulary) or self.levels == 256)
 
     def sizes(self, x: Tensor) -> Tensor:
         """What each symbol of sequences counts for, shaped like x: a token for its bytes, any other for 1, padding for 0."""

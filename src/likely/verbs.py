@@ -5,6 +5,8 @@ Each takes what a person has at hand: a source or a `Data`, a stored model's fol
 
 import inspect
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,31 @@ from torch import Tensor
 
 from likely import families, sources, store, train
 from likely.dataset import Data, Split
-from likely.errors import DataError, UsageError, nearest
+from likely.errors import UsageError, nearest
 from likely.evaluation.measure import held_out_bits, log_prob
 from likely.logprob import of_text
-from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, expand_given
+from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, expand_given
 from likely.noise import seeded
 from likely.space import Space
 
-__all__ = ["abilities", "as_data", "as_model", "data", "fit", "given_values", "models", "open", "sample", "score", "show"]
+__all__ = [
+    "abilities",
+    "as_data",
+    "as_given",
+    "as_model",
+    "check_options",
+    "data",
+    "fit",
+    "models",
+    "open",
+    "sample",
+    "score",
+    "show",
+    "stream",
+]
 
 _READING = ("layout", "tile", "resize", "precision", "missing", "header")  # options of `load` that new data are read by, too
+_LENGTH = 500  # symbols that a text goes on for, unless told
 _ABILITIES: dict[str, type] = {
     "likelihood": Likelihood,
     "latent": Latent,
@@ -44,6 +61,11 @@ def as_data(source: Any, **read: Any) -> Data:
 def as_model(model: Model | str | Path) -> Model:
     """A model, or the one stored in a folder."""
     return model if isinstance(model, Model) else store.open_model(model)
+
+
+def as_given(given: Any, model: Model) -> Tensor | None:
+    """Values of what a model is conditioned on as a tensor; a tensor is one already."""
+    return given if given is None or isinstance(given, Tensor) else sources.given_values(given, model.given_space)
 
 
 def open(folder: str | Path, *, device: str = "cpu") -> Model:
@@ -98,27 +120,67 @@ def sample(
     Args:
         given: for a conditional model: a tensor, or values such as {"label": 3}.
         out: a `.png`, folder, `.txt`, `.csv` or `.npz`, as the data allow; what is there is kept unless `overwrite`.
-        how: options of the family's sampler; of texts `prompt`, a string or bytes, and `length`, how far they go on.
+        how: options of the family's sampler; of texts `prompt`, a string or bytes, `length`, how many symbols they go on for,
+            and `stop`, a string (or several) at whose end a text ends; what is then left of its row is -1.
     """
     if n < 1:
         raise UsageError(f"Cannot draw {n} examples.", "Ask for at least one.")
     model = as_model(model)
     if out is not None:
         sources.check_path(out, model.space, overwrite=overwrite)
-    values = given if given is None or isinstance(given, Tensor) else given_values(given, model.given_space)
     sampler: Any = model.sample
-    keyword_only = [p.name for p in inspect.signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = [name for name in keyword_only if name != "with_log_prob"]  # of model.sample, which returns more than examples then
-    for option in how:
-        if option not in known:
-            raise UsageError(f"This model's sampler has no option '{option}'.", nearest(option, known) if known else "It has none.")
-    if "prompt" in how and not isinstance(how["prompt"], Tensor):
-        how["prompt"] = sources.prompt_of(how["prompt"], model.space)
+    values, how = as_given(given, model), _sampling(model, how)
     with seeded(seed):
         x = sampler(n, values, **how)
     if out is not None:
         sources.write(x, model.space, out, overwrite=overwrite)
     return x
+
+
+def _sampling(model: Model, how: dict[str, Any]) -> dict[str, Any]:
+    """Options of the model's sampler, checked; strings as symbols."""
+    check_options(model.sample, how, "sampler", without=("with_log_prob",))  # `sample` returns examples alone
+    symbols = {name: how[name] for name in ("prompt", "stop") if how.get(name) is not None}
+    return {**how, **{name: _symbols(text, model.space) for name, text in symbols.items()}}
+
+
+def _symbols(text: Any, space: Space) -> Any:
+    if isinstance(text, Tensor):
+        return text
+    return [_symbols(part, space) for part in text] if isinstance(text, list | tuple) else sources.prompt_of(text, space)
+
+
+def check_options(method: Any, how: dict[str, Any], what: str, *, without: tuple[str, ...] = ()) -> None:
+    """Raise a UsageError for an option that is no keyword of a model's method."""
+    known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in without]
+    for option in how:
+        if option not in known:
+            raise UsageError(f"This model's {what} has no option '{option}'.", nearest(option, known) if known else "It has none.")
+
+
+@torch.no_grad()
+def stream(model: Model | str | Path, n: int = 1, *, given: Any = None, seed: int = 0, **how: Any) -> Iterator[tuple[int, bytes]]:
+    """Texts as they are written: (number of the text, its next bytes), the prompt first.
+
+    One text comes symbol by symbol; several, and those of a beam search, are drawn side by side and come whole.
+    By default a text goes on for 500 symbols, where the model can go on at all. Arguments are those of `sample`.
+    """
+    model = as_model(model)
+    writer = model if isinstance(model, Primed) and not model.space.variable else None
+    if writer is not None and "beam" not in how:
+        how = {"length": _LENGTH, **how}
+    if n != 1 or "beam" in how or writer is None:
+        for i, row in enumerate(sample(model, n, given=given, seed=seed, **how)):
+            yield i, sources.decode(row, model.space.vocabulary)
+        return
+    values, how = as_given(given, model), _sampling(model, how)
+    prompt, length = how.pop("prompt", torch.zeros(0, dtype=torch.int64)), how.pop("length")
+    if length < 0:
+        raise UsageError(f"Cannot draw {length} symbols.")
+    yield 0, sources.decode(prompt, model.space.vocabulary)
+    with seeded(seed):
+        for symbols in islice(writer.follow(prompt[None], values, **how), length):
+            yield 0, sources.decode(symbols, model.space.vocabulary)
 
 
 @torch.no_grad()
@@ -167,7 +229,7 @@ def score(
 
 def _split_to_score(model: Model | str | Path, fitted: Model, source: Any, given: Any, read: dict[str, Any]) -> Split:
     """The examples, with the values of `given` that were passed, else with those that their source holds."""
-    values = given if given is None or isinstance(given, Tensor) else given_values(given, fitted.given_space)
+    values = as_given(given, fitted)
     split = _found_to_score(model, fitted, source, read)
     if values is not None:
         split = Split(split.x, expand_given(values, len(split.x)), split.stream)
@@ -238,50 +300,3 @@ def _with(ability: str) -> list[str]:
 def data(source: Any, **read: Any) -> dict[str, Any]:
     """What is in a data set: counts, entropy per column, bits under trivial models, duplicates, what was skipped."""
     return sources.describe(as_data(source, **read))
-
-
-def given_values(given: dict[str, Any] | str, space: Space | None) -> Tensor:
-    """One row of `given` from {"label": 3} or "label=3,size=1.5": categories by name or code, numbers as they are.
-
-    Raises: UsageError for an unconditional model, or names and categories that it does not know.
-    """
-    if space is None:
-        raise UsageError("This model is unconditional, p(x); it takes no `given`.", "Fit one with --given.")
-    pairs = given if isinstance(given, dict) else dict(_pair(part) for part in given.split(","))
-    names = [s.name or f"x{i}" for i, s in enumerate(space.supports)]
-    for name in pairs:
-        if name not in names:
-            raise UsageError(f"The model is not conditioned on '{name}'.", nearest(name, names))
-    if missing := [name for name in names if name not in pairs]:
-        raise UsageError(f"A value of {', '.join(missing)} is missing in `given`.")
-    row = [_code(pairs[name], support) for name, support in zip(names, space.supports, strict=True)]
-    return torch.tensor([row], dtype=space.dtype)
-
-
-def _pair(part: str) -> tuple[str, str]:
-    name, sign, value = part.partition("=")
-    if not sign:
-        raise UsageError(f"'{part}' is not of the form name=value.", "For example: label=3.")
-    return name.strip(), value.strip()
-
-
-def _code(value: Any, support: Any) -> float | int:
-    """A category's code, by its name first; or a number on the support's grid."""
-    if support.kind == "nominal" and str(value) in support.categories:
-        return support.categories.index(str(value))
-    try:
-        number = float(value)
-    except ValueError:
-        raise UsageError(f"'{value}' is not a value of {support.name}.", nearest(str(value), support.categories)) from None
-    if support.kind == "real":
-        return number
-    if support.kind == "decimal":
-        index = round(number * 10**support.decimals) - support.origin
-        return index if index >= 0 else index - 1
-    if not 0 <= number < support.levels or number != int(number):
-        raise DataError(f"{value} of {support.name} is outside 0..{support.levels - 1}.", _named(support))
-    return int(number)
-
-
-def _named(support: Any) -> str:
-    return f"By name: {', '.join(support.categories)}." if support.categories else ""

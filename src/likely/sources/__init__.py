@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from likely.sources.facts import describe, print_description
     from likely.sources.newdata import read, read_split
     from likely.sources.output import check_path, picture, write
+    from likely.sources.text import prompt_of
+    from likely.sources.tokens import decode
+    from likely.sources.values import given_values
 
 __all__ = [
     "augment_batch",
     "check_path",
+    "decode",
     "describe",
+    "given_values",
     "is_builtin",
     "load",
     "picture",
@@ -37,7 +42,9 @@ __all__ = [
 
 _LAZY = {
     "augment_batch": "augmenting",
+    "decode": "tokens",
     "describe": "facts",
+    "given_values": "values",
     "print_description": "facts",
     "check_path": "output",
     "picture": "output",

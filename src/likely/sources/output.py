@@ -103,8 +103,7 @@ def _write_npz(x: Tensor, space: Space, path: Path) -> str:
 
 def _write_text(x: Tensor, space: Space, path: Path) -> str:
     """Bytes, or those that tokens spell, one example after another, a newline between; other symbols as numbers, a line each."""
-    spelt = space.vocabulary or space.levels == 256
-    lines = [decode(row, space.vocabulary) if spelt else " ".join(map(str, row[row >= 0].tolist())).encode() for row in x]
+    lines = [decode(row, space.vocabulary) if space.textual else " ".join(map(str, row[row >= 0].tolist())).encode() for row in x]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return "texts, separated by newlines,"
 

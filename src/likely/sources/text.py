@@ -90,6 +90,6 @@ def prompt_of(text: object, space: Space) -> Tensor:
 
     Raises: UsageError if the space has no bytes.
     """
-    if space.layout != "sequence" or not (space.vocabulary or space.levels == 256):
+    if not space.textual:
         raise UsageError(f"A {space} cannot begin with a string.", "Prompts are for models of texts.")
     return encode(text if isinstance(text, bytes) else str(text).encode(), space.vocabulary)

@@ -1,0 +1,58 @@
+"""What a model is conditioned on, as a person writes it: names and values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likely.errors import DataError, UsageError, nearest
+from likely.space import Space, Support
+
+__all__ = ["given_values"]
+
+
+def given_values(given: dict[str, Any] | str, space: Space | None) -> Tensor:
+    """One row of `given` from {"label": 3} or "label=3,size=1.5": categories by name or code, numbers as they are.
+
+    Raises: UsageError for an unconditional model, or names and categories that it does not know.
+    """
+    if space is None:
+        raise UsageError("This model is unconditional, p(x); it takes no `given`.", "Fit one with --given.")
+    pairs = given if isinstance(given, dict) else dict(_pair(part) for part in given.split(","))
+    names = [s.name or f"x{i}" for i, s in enumerate(space.supports)]
+    for name in pairs:
+        if name not in names:
+            raise UsageError(f"The model is not conditioned on '{name}'.", nearest(name, names))
+    if missing := [name for name in names if name not in pairs]:
+        raise UsageError(f"A value of {', '.join(missing)} is missing in `given`.")
+    row = [_code(pairs[name], support) for name, support in zip(names, space.supports, strict=True)]
+    return torch.tensor([row], dtype=space.dtype)
+
+
+def _pair(part: str) -> tuple[str, str]:
+    name, sign, value = part.partition("=")
+    if not sign:
+        raise UsageError(f"'{part}' is not of the form name=value.", "For example: label=3.")
+    return name.strip(), value.strip()
+
+
+def _code(value: Any, support: Support) -> float | int:
+    """A category's code, by its name first; or a number on the support's grid."""
+    if support.kind == "nominal" and str(value) in support.categories:
+        return support.categories.index(str(value))
+    try:
+        number = float(value)
+    except ValueError:
+        raise UsageError(f"'{value}' is not a value of {support.name}.", nearest(str(value), support.categories)) from None
+    if support.kind == "real":
+        return number
+    if support.kind == "decimal":
+        index = round(number * 10**support.decimals) - support.origin
+        return index if index >= 0 else index - 1
+    if not 0 <= number < support.levels or number != int(number):
+        raise DataError(f"{value} of {support.name} is outside 0..{support.levels - 1}.", _named(support))
+    return int(number)
+
+
+def _named(support: Support) -> str:
+    return f"By name: {', '.join(support.categories)}." if support.categories else ""
