@@ -334,7 +334,7 @@ def test_sizes_of_large_images():
 
 def test_a_nets_own_options_are_handed_on_and_others_refused():
     space = Space.grid(1, 4, 4, 3)
-    assert families.build("autoregressive", space, size="tiny", gates=4).net.stacks[0].link.in_channels == 4
+    assert families.build("autoregressive", space, size="tiny", gates=4).net.stacks[0].link.in_features == 4
     with pytest.raises(UsageError, match="'made' has no option 'gates'"):
         families.build("autoregressive", Space.columns(*space.supports * 3), size="tiny", net="made", gates=4)
     with pytest.raises(UsageError, match="no option 'gate'"):

@@ -68,7 +68,8 @@ def test_registers_do_not_grow_with_the_height(word):
             state, _ = made.step(made.init_state(1), None)
             for _ in range(2 * 12):
                 state, _ = made.step(state, torch.ones(1, dtype=torch.int64))
-        kept = [state.seen.rows, *(r.rows for r in state.registers.values()), *state.rows.values()]
+        columns = [h for row in state.columns.values() for h in row]
+        kept = [state.seen.rows, *(r.rows for r in state.registers.values()), *state.rows.values(), *columns]
         return sum(t.numel() for t in kept)
 
     assert held(14) == held(12)

@@ -53,7 +53,7 @@ class Stacks(nn.Module):
         return h + self.out_h(self._drop(F.glu(a, 1)))
 
     def _drop(self, u: Tensor) -> Tensor:
-        return F.dropout(u, self.dropout, self.training)
+        return F.dropout(u, self.dropout) if self.training else u
 
 
 class GatedPixelCNN(TwoStreams):
@@ -91,10 +91,12 @@ class GatedPixelCNN(TwoStreams):
 
     def row(self, state: GridState, row: int, v: Tensor) -> None:
         for layer in self.stacks:
-            v, state.rows[layer] = layer.down(v, Rows(state.registers))
+            v, linked = layer.down(v, Rows(state))
+            state.columns[layer] = linked[:, :, 0].unbind(2)
             state.registers[layer.horizontal].next_row()
 
     def pixel(self, state: GridState, row: int, column: int, h: Tensor) -> Tensor:
+        see = Pixels(state, column)
         for layer in self.stacks:
-            h = layer.right(h, state.rows[layer][:, :, 0, column], state.embedding, Pixels(state.registers, column))
+            h = layer.right(h, state.columns[layer][column], state.embedding, see)
         return h

@@ -10,7 +10,9 @@ remembered, whatever the height of the grid. A layer is written once, in terms o
 
     see(convolution, h)
 
-which convolves a map (the convolution itself), a row (`Rows`) or a pixel (`Pixels`).
+which convolves a map (the convolution itself), a row (`Rows`) or a pixel (`Pixels`). At a pixel a
+convolution is a matrix product with a crop. Registers are laid out column by column, so that the crop is a
+view, and kernels are laid out likewise once for all pixels: a pixel costs little but its products.
 
 References:
     | Pixel recurrent neural networks (van den Oord et al., 2016) | https://arxiv.org/abs/1601.06759
@@ -36,7 +38,7 @@ __all__ = ["GridNet", "GridState", "Pixels", "Pointwise", "Position", "Rows", "S
 
 @dataclass
 class Register:
-    """The last rows of a map, padded with `margin` zero columns at both sides; the current row is the last of them."""
+    """The last rows of a map, [n, columns, rows, C]: its first and last `margin` columns are zero, its last row is the current one."""
 
     rows: Tensor
     margin: int
@@ -48,9 +50,12 @@ class Register:
         self.rows[:, :, -1] = 0.0
 
     def put(self, column: int, h: Tensor) -> None:
-        """Columns from `column` on of the current row: h [n, C] or [n, C, columns]."""
-        h = h[..., None] if h.ndim == 2 else h
-        self.rows[:, :, -1, self.margin + column : self.margin + column + h.shape[2]] = h
+        """One pixel [n, C] of the current row."""
+        self.rows[:, self.margin + column, -1] = h
+
+    def put_row(self, h: Tensor) -> None:
+        """The current row [n, C, columns]."""
+        self.rows[:, self.margin : self.margin + h.shape[2], -1] = h.transpose(1, 2)
 
 
 class Shifted(nn.Conv2d):
@@ -76,16 +81,10 @@ class Shifted(nn.Conv2d):
     def row(self, register: Register) -> Tensor:
         """The current row of the result, [n, target, 1, columns]; `register` may have more rows and margin than needed."""
         left, right = self.pads[:2]
-        begin, end = register.margin - left, register.rows.shape[3] - register.margin + right
-        return self._convolve(register.rows[:, :, self._seen(register), begin:end])
+        begin, end = register.margin - left, register.rows.shape[1] - register.margin + right
+        return self._convolve(register.rows[:, begin:end, self.seen(register)].permute(0, 3, 2, 1))
 
-    def pixel(self, register: Register, column: int) -> Tensor:
-        """One place of the current row of the result, [n, target]: there a convolution is a matrix product."""
-        begin, step = register.margin + column - self.pads[0], self.dilation[1]
-        crop = register.rows[:, :, self._seen(register), begin : begin + step * self.kernel_size[1] : step]
-        return F.linear(crop[:, :, :: self.dilation[0]].flatten(1), self.kernel.flatten(1), self.bias)
-
-    def _seen(self, register: Register) -> slice:
+    def seen(self, register: Register) -> slice:
         """Rows of a register that the current row depends on."""
         current = register.rows.shape[2] - 1
         return slice(current - self.pads[2], current + 1 + self.pads[3])
@@ -94,37 +93,73 @@ class Shifted(nn.Conv2d):
         return F.conv2d(padded, self.kernel, self.bias, self.stride, dilation=self.dilation)
 
 
+class Product:
+    """A convolution at one pixel of the current row: a matrix product with a crop of its register."""
+
+    def __init__(self, convolution: Shifted, register: Register) -> None:
+        seen, (down, self.stride) = convolution.seen(register), convolution.dilation
+        self.rows, self.first = slice(seen.start, seen.stop, down), register.margin - convolution.pads[0]
+        self.columns = self.stride * convolution.kernel_size[1]
+        self.weight, self.bias = convolution.kernel.permute(0, 3, 2, 1).flatten(1), convolution.bias
+
+    def __call__(self, register: Register, column: int) -> Tensor:
+        """[n, target]."""
+        begin = self.first + column
+        crop = register.rows[:, begin : begin + self.columns : self.stride, self.rows]
+        return F.linear(crop.flatten(1), self.weight, self.bias)
+
+
 def _register(n: int, *convolutions: Shifted) -> Register:
     """An empty register that serves convolutions of one map of n examples."""
     first, margin = convolutions[0], max(max(c.pads[:2]) for c in convolutions)
     rows = 1 + max(c.pads[2] for c in convolutions)
-    return Register(first.weight.new_zeros(n, first.in_channels, rows, first.columns + 2 * margin), margin)
+    return Register(first.weight.new_zeros(n, first.columns + 2 * margin, rows, first.in_channels), margin)
 
 
-class Pointwise(nn.Conv2d):
+class Pointwise(nn.Linear):
     """The same linear map at each place of a map [B, C, H, W], or at one place [B, C]."""
 
-    def __init__(self, source: int, target: int, bias: bool = True) -> None:
-        super().__init__(source, target, 1, bias=bias)
-
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.flatten(1), self.bias) if input.ndim == 2 else super().forward(input)
+        if input.ndim == 2:
+            return F.linear(input, self.weight, self.bias)
+        return F.conv2d(input, self.weight[..., None, None], self.bias)
 
 
 See = Callable[[Shifted, Tensor], Tensor]
-Registers = dict[Shifted, Register]
+
+
+@dataclass
+class GridState:
+    """What the next rows and pixels look at. Updated in place by `step`.
+
+    Attributes:
+        seen: features of the last rows; `pixel`: of the current pixel's channels so far.
+        registers: of the convolutions of hidden maps; `products`: of all convolutions.
+        rows: what a net keeps of the current row; `columns`: by column, each [n, C].
+        h: of the current pixel, [n, width].
+    """
+
+    embedding: Tensor | None
+    seen: Register
+    registers: dict[Shifted, Register]
+    products: dict[Shifted, Product]
+    rows: dict[nn.Module, Tensor] = field(default_factory=dict)
+    columns: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
+    pixel: list[Tensor] = field(default_factory=list)
+    h: Any = None
+    entry: int = 0
 
 
 @dataclass
 class Rows:
     """Convolve one row [n, C, 1, columns] after those before it."""
 
-    registers: Registers
+    state: GridState
 
     def __call__(self, convolution: Shifted, h: Tensor) -> Tensor:
-        register = self.registers[convolution]
+        register = self.state.registers[convolution]
         register.next_row()
-        register.put(0, h[:, :, 0])
+        register.put_row(h[:, :, 0])
         return convolution.row(register)
 
 
@@ -132,13 +167,17 @@ class Rows:
 class Pixels:
     """Convolve one pixel [n, C] of the current row, at `column`."""
 
-    registers: Registers
+    state: GridState
     column: int
 
     def __call__(self, convolution: Shifted, h: Tensor) -> Tensor:
-        register = self.registers[convolution]
+        register = self.state.registers[convolution]
         register.put(self.column, h)
-        return convolution.pixel(register, self.column)
+        return self.state.products[convolution](register, self.column)
+
+    def of_features(self, convolution: Shifted) -> Tensor:
+        """The same for the pixels before this one, as their features."""
+        return self.state.products[convolution](self.state.seen, self.column)
 
 
 class Position(nn.Module):
@@ -166,25 +205,6 @@ class ChannelHead(nn.Module):
         if channel:
             h = h + self.before[channel - 1](torch.cat(features[:channel], 1))
         return self.out[channel](F.silu(h))
-
-
-@dataclass
-class GridState:
-    """What the next rows and pixels look at. Updated in place by `step`.
-
-    Attributes:
-        seen: features of the last rows; `pixel`: of the current pixel's channels so far.
-        registers: of the convolutions; `rows`: what a net keeps of the current row.
-        h: of the current pixel, [n, width].
-    """
-
-    embedding: Tensor | None
-    seen: Register
-    registers: Registers
-    rows: dict[nn.Module, Tensor] = field(default_factory=dict)
-    pixel: list[Tensor] = field(default_factory=list)
-    h: Any = None
-    entry: int = 0
 
 
 class GridNet(CausalNet):
@@ -226,14 +246,16 @@ class GridNet(CausalNet):
         return next(self.head.parameters()).dtype
 
     def init_state(self, n: int, given: Tensor | None = None) -> GridState:
-        inner = [m for m in self.modules() if isinstance(m, Shifted) and m not in self.inputs]
-        return GridState(self.given(given, n), _register(n, *self.inputs), {m: _register(n, m) for m in inner})
+        seen, convolutions = _register(n, *self.inputs), [m for m in self.modules() if isinstance(m, Shifted)]
+        registers = {m: _register(n, m) for m in convolutions if m not in self.inputs}
+        products = {m: Product(m, registers.get(m, seen)) for m in convolutions}
+        return GridState(self.given(given, n), seen, registers, products)
 
     def step(self, state: GridState, x_i: Tensor | None) -> tuple[GridState, Tensor]:
         channels, _, columns = self.space.shape
         if x_i is not None:
             support = self.space.supports[(state.entry - 1) % channels]
-            state.pixel.append(features(support, x_i[:, None], self.dtype)[..., 0])
+            state.pixel.append(features(support, x_i[:, None], state.seen.rows.dtype)[..., 0])
         pixel, channel = divmod(state.entry, channels)
         if channel == 0:
             row, column = divmod(pixel, columns)
@@ -272,7 +294,7 @@ class TwoStreams(GridNet):
         self.row(state, row, self.place_above(self.above.row(state.seen), row))
 
     def at_pixel(self, state: GridState, row: int, column: int) -> Tensor:
-        return self.pixel(state, row, column, self.place_left(self.left.pixel(state.seen, column), row, column))
+        return self.pixel(state, row, column, self.place_left(Pixels(state, column).of_features(self.left), row, column))
 
     @abstractmethod
     def maps(self, v: Tensor, h: Tensor, embedding: Tensor | None) -> Tensor:

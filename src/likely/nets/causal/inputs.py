@@ -70,16 +70,22 @@ def feature_width(s: Support) -> int:
 
 def features(s: Support, x: Tensor, dtype: torch.dtype) -> Tensor:
     """x [B, ...] of one support -> [B, feature_width(s), ...]; it has no parameters."""
-    value, lost = standard((s,), x[:, None])
-    parts = [torch.ones_like(value)]
-    if s.numeric:
-        parts.append(value)
-    if s.missing:
-        parts.append(lost.to(value))
     if coded(s):
-        code = F.one_hot(x.long().clamp_min(0), s.levels).movedim(-1, 1)
-        parts.append(code.to(value).masked_fill(lost, 0.0))
-    return torch.cat(parts, 1).to(dtype)
+        return _of_levels(s, dtype, x.device)[x.nan_to_num(MISSING).long() if x.is_floating_point() else x].movedim(-1, 1)
+    return torch.cat(_numbers(s, x), 1).to(dtype)
+
+
+def _numbers(s: Support, x: Tensor) -> list[Tensor]:
+    """All features but the code, [B, 1, ...] each."""
+    value, lost = standard((s,), x[:, None])
+    return [torch.ones_like(value)] + [value] * s.numeric + [lost.to(value)] * s.missing
+
+
+@lru_cache(maxsize=1024)
+def _of_levels(s: Support, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Features of each level of a support that is coded, and last (at -1, too) of a missing entry; [levels + 1, feature_width(s)]."""
+    x = torch.tensor([*range(s.levels), MISSING], device=device)
+    return torch.cat([*_numbers(s, x), torch.eye(s.levels + 1, s.levels, dtype=torch.float64, device=device)], 1).to(dtype)
 
 
 def raster(space: Space) -> Tensor:

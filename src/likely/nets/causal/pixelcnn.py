@@ -58,7 +58,8 @@ class Layer(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor | None, see: See = Shifted.__call__) -> Tensor:
         a = see(self.masked, F.silu(self.enter(F.silu(h))))
         a = self.film(a, embedding) if self.film else a
-        return h + self.leave(F.dropout(F.silu(a), self.dropout, self.training))
+        a = F.silu(a)
+        return h + self.leave(F.dropout(a, self.dropout) if self.training else a)
 
 
 class PixelCNN(GridNet):
@@ -103,7 +104,8 @@ class PixelCNN(GridNet):
             register.next_row()
 
     def at_pixel(self, state: GridState, row: int, column: int) -> Tensor:
-        h, see = self.place(self.first.pixel(state.seen, column), row, column), Pixels(state.registers, column)
+        see = Pixels(state, column)
+        h = self.place(see.of_features(self.first), row, column)
         for layer in self.layers:
             h = layer(h, state.embedding, see)
         return h

@@ -47,10 +47,15 @@ class Block(nn.Module):
         self.link = Pointwise(width, width) if reads else None
         self.film, self.dropout = FiLM(embedding, 2 * width) if embedding else None, dropout
 
-    def forward(self, h: Tensor, v: Tensor | None, embedding: Tensor | None, see: See = Shifted.__call__) -> Tensor:
+    def read(self, v: Tensor) -> Tensor:
+        """What it takes of the other stream."""
+        assert self.link is not None
+        return self.link(F.silu(v))
+
+    def forward(self, h: Tensor, read: Tensor | None, embedding: Tensor | None, see: See = Shifted.__call__) -> Tensor:
         a = see(self.first, F.silu(h))
-        a = a if self.link is None or v is None else a + self.link(F.silu(v))
-        a = see(self.second, F.dropout(F.silu(a), self.dropout, self.training))
+        a = F.silu(a if read is None else a + read)
+        a = see(self.second, F.dropout(a, self.dropout) if self.training else a)
         a = a if self.film is None else self.film(a, embedding)
         return h + F.glu(a, 1)
 
@@ -122,21 +127,22 @@ class PixelCNNPlusPlus(TwoStreams):
         down, right = self.down[i], self.right[i]
         for above, left in zip(down.before, right.before, strict=True):
             v = above(v, None, embedding)
-            h = left(h, v, embedding)
+            h = left(h, left.read(v), embedding)
         if not down.last:
             low_v, low_h = self._maps(i + 1, down.coarser(v), right.coarser(h), embedding)
             v, h = v + down.finer(low_v), h + right.finer(low_h)
         for above, left in zip(down.after, right.after, strict=True):
             v = above(v, None, embedding)
-            h = left(h, v, embedding)
+            h = left(h, left.read(v), embedding)
         return v, h
 
     def row(self, state: GridState, row: int, v: Tensor, i: int = 0) -> Tensor:
-        down, right, see = self.down[i], self.right[i], Rows(state.registers)
+        down, right, see = self.down[i], self.right[i], Rows(state)
         for convolution in right.convolutions():
             state.registers[convolution].next_row()
         for above, left in zip(down.before, right.before, strict=True):
-            v = state.rows[left] = above(v, None, state.embedding, see)
+            v = above(v, None, state.embedding, see)
+            state.columns[left] = left.read(v)[:, :, 0].unbind(2)
         if not down.last:
             coarse = see(down.coarser, v)
             if row % 2 == 0:
@@ -144,13 +150,14 @@ class PixelCNNPlusPlus(TwoStreams):
                 state.rows[right] = torch.zeros_like(state.rows[down])
             v = v + state.rows[down][:, :, row % 2 : row % 2 + 1]
         for above, left in zip(down.after, right.after, strict=True):
-            v = state.rows[left] = above(v, None, state.embedding, see)
+            v = above(v, None, state.embedding, see)
+            state.columns[left] = left.read(v)[:, :, 0].unbind(2)
         return v
 
     def pixel(self, state: GridState, row: int, column: int, h: Tensor, i: int = 0) -> Tensor:
-        right, see = self.right[i], Pixels(state.registers, column)
+        right, see = self.right[i], Pixels(state, column)
         for block in right.before:
-            h = block(h, state.rows[block][:, :, 0, column], state.embedding, see)
+            h = block(h, state.columns[block][column], state.embedding, see)
         if not right.last:
             coarse = see(right.coarser, h)
             if row % 2 == column % 2 == 0:
@@ -158,7 +165,7 @@ class PixelCNNPlusPlus(TwoStreams):
                 state.rows[right][..., column : column + 2] = right.finer(low)
             h = h + state.rows[right][:, :, row % 2, column]
         for block in right.after:
-            h = block(h, state.rows[block][:, :, 0, column], state.embedding, see)
+            h = block(h, state.columns[block][column], state.embedding, see)
         return h
 
 
