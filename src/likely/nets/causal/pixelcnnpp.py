@@ -76,10 +76,14 @@ class Finer(nn.Module):
 class Level(nn.Module):
     """One resolution of one stream: its blocks, and the ways to and from the next coarser one."""
 
+    before: Sequence[Block]
+    after: Sequence[Block]
+
     def __init__(self, convolution: _Convolution, width: int, blocks: list[Block], *, last: bool) -> None:
         super().__init__()
         half = len(blocks) // 2
-        self.before, self.after, self.last = nn.ModuleList(blocks[:half]), nn.ModuleList(blocks[half:]), last
+        self.before, self.after = nn.ModuleList(blocks[:half]), nn.ModuleList(blocks[half:])  # type: ignore[assignment]
+        self.last = last
         if not last:
             self.coarser, self.finer = convolution(width, width, stride=2), Finer(width)
 
