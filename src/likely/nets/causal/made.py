@@ -6,7 +6,9 @@ the ordering, a weight is there where it leads
     from entry j to a unit of degree m       if r(j) < m
     from a unit to one of degree m'          if m <= m'
     from a unit to the parameters of entry i if m <= r(i)
+    from entry j to those of entry i         if r(j) < r(i)
 
+The last are direct connections: units are few per degree, and what is near an entry often tells most about it.
 An ordering is therefore a choice of r alone, and all orderings share the weights. Units are sorted by
 degree: when an entry becomes known, the units of the next degree can be computed for good, from
 those before them. So a whole draw costs each weight once, not once per entry.
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import raster, tokens_of
+from likely.nets.causal.inputs import Signs, raster, tokens_of
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
@@ -43,8 +45,8 @@ _TOKEN = 16
 class MaskedLinear(nn.Linear):
     """A linear map whose weights are zero where the target's degree is below the source's."""
 
-    def __init__(self, source: Tensor, target: Tensor) -> None:
-        super().__init__(len(source), len(target))
+    def __init__(self, source: Tensor, target: Tensor, bias: bool = True) -> None:
+        super().__init__(len(source), len(target), bias)
         allowed = source <= target[:, None]
         with torch.no_grad():  # as many terms as sources, not as columns of the matrix
             self.weight.mul_((len(source) / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
@@ -54,7 +56,7 @@ class MaskedLinear(nn.Linear):
 
     def part(self, input: Tensor, rows: slice) -> Tensor:
         """Some targets, from the first sources: those that `input` holds."""
-        return F.linear(input, self.weight[rows, : input.shape[1]], self.bias[rows])
+        return F.linear(input, self.weight[rows, : input.shape[1]], None if self.bias is None else self.bias[rows])
 
 
 class Block(nn.Module):
@@ -75,11 +77,13 @@ class MADEState:
 
     Attributes:
         known: what the known entries and `given` add up to in the first layer, [n, width].
+        tokens: of the known entries, by place, and zeros [n, places * width of a token]; for direct connections.
         units: per layer, its units after their nonlinearity, those of the degrees so far; [n, width] each.
         order: places in the order of the entries.
     """
 
     known: Tensor
+    tokens: Tensor | None
     units: list[Tensor]
     order: list[int]
     entry: int = 0
@@ -91,6 +95,7 @@ class MADE(CausalNet):
     Args:
         orderings: of the entries: the natural one, and others drawn at random. Training takes another one at each
             step; otherwise `under` says which.
+        direct: connections from entries to outputs; by default where all entries have two values.
     """
 
     degree: Tensor
@@ -108,6 +113,7 @@ class MADE(CausalNet):
         depth: int | None = None,
         dropout: float | None = None,
         orderings: int = 1,
+        direct: bool | None = None,
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
@@ -120,9 +126,13 @@ class MADE(CausalNet):
         self.register_buffer("degree", degree, persistent=False)
         self.register_buffer("rank", rank, persistent=False)
         self.tokens, self.given = tokens_of(space, _TOKEN), Conditioner(given, width)
-        self.first = MaskedLinear(rank[0].repeat_interleave(self.tokens.width) + 1, degree)
+        self.first = MaskedLinear(self._ranks(rank[0])[0], degree)
         self.blocks = nn.ModuleList(Block(degree, dropout) for _ in range(depth))  # type: ignore[assignment]
         self.last = MaskedLinear(degree, rank[0].repeat_interleave(out))
+        direct = isinstance(self.tokens, Signs) if direct is None else direct
+        self.direct = MaskedLinear(*self._ranks(rank[0]), bias=False) if direct else None
+        if self.direct is not None:
+            nn.init.zeros_(self.direct.weight)
 
     @contextmanager
     def under(self, ordering: int) -> Iterator[None]:
@@ -136,13 +146,20 @@ class MADE(CausalNet):
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         drawn = self.training and self.orderings > 1
-        rank = self.rank[int(torch.randint(self.orderings, ())) if drawn else self.ordering]
-        embedding = self.given(given, len(x))
-        h = self.first.masked(self._tokens(x.flatten(1)), rank.repeat_interleave(self.tokens.width) + 1, self.degree)
+        source, target = self._ranks(self.rank[int(torch.randint(self.orderings, ())) if drawn else self.ordering])
+        tokens, embedding = self._tokens(x.flatten(1)), self.given(given, len(x))
+        h = self.first.masked(tokens, source, self.degree)
         h = h if embedding is None else h + embedding
         for block in self.blocks:
             h = block(h, self.degree)
-        return self.last.masked(F.silu(h), self.degree, rank.repeat_interleave(self.out)).view(*x.shape, self.out)
+        parameters = self.last.masked(F.silu(h), self.degree, target)
+        if self.direct is not None:
+            parameters = parameters + self.direct.masked(tokens, source, target)
+        return parameters.view(*x.shape, self.out)
+
+    def _ranks(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Degrees of the numbers of all tokens, and of all parameters."""
+        return rank.repeat_interleave(self.tokens.width) + 1, rank.repeat_interleave(self.out)
 
     def _tokens(self, x: Tensor, first: int = 0) -> Tensor:
         """Entries from the place `first` on, each as `tokens.width` numbers, side by side."""
@@ -151,16 +168,24 @@ class MADE(CausalNet):
     def init_state(self, n: int, given: Tensor | None = None) -> MADEState:
         embedding, units = self.given(given, n), self.first.bias.new_zeros(n, len(self.degree))
         known = self.first.bias.expand(n, -1) + (0.0 if embedding is None else embedding)
-        return MADEState(known, [units.clone() for _ in range(2 * len(self.blocks) + 1)], self.order.tolist())
+        tokens = None if self.direct is None else units.new_zeros(n, self.direct.in_features)
+        return MADEState(known, tokens, [units.clone() for _ in range(2 * len(self.blocks) + 1)], self.order.tolist())
 
     def step(self, state: MADEState, x_i: Tensor | None) -> tuple[MADEState, Tensor]:
         if x_i is not None:
             place = state.order[state.entry - 1]
             columns = slice(place * self.tokens.width, (place + 1) * self.tokens.width)
-            state.known = state.known + F.linear(self._tokens(x_i[:, None], place), self.first.weight[:, columns])
+            token = self._tokens(x_i[:, None], place)
+            state.known = state.known + F.linear(token, self.first.weight[:, columns])
+            if state.tokens is not None:
+                state.tokens[:, columns] = token
         place, known = state.order[state.entry], self._extend(state)
         state.entry += 1
-        return state, self.last.part(known, slice(place * self.out, (place + 1) * self.out))
+        rows = slice(place * self.out, (place + 1) * self.out)
+        parameters = self.last.part(known, rows)
+        if self.direct is not None and state.tokens is not None:
+            parameters = parameters + self.direct.part(state.tokens, rows)  # of unknown entries they are zero
+        return state, parameters
 
     def _extend(self, state: MADEState) -> Tensor:
         """Compute the units whose degree is the number of known entries; the last layer's units so far."""
