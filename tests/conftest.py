@@ -1,6 +1,8 @@
 """One thread and one random state per test; shapes and types are checked at run time, in tests only."""
 
 import os
+import re
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,3 +28,22 @@ def _own_random_state():
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line: words -> (exit code, output, errors without colours)."""
+    from likely import cli
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["likely", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code if ended.code is not None else 0
+        else:
+            code = 0
+        out, err = capsys.readouterr()
+        return code, out, re.sub(r"\x1b\[[0-9;]*m", "", err)
+
+    return call

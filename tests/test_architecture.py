@@ -26,7 +26,7 @@ LAYERS = [
     ["enumeration"],
     ["laws"],
     ["checks", "worker", "launch", "board", "report"],
-    ["verbs"],
+    ["inputs", "verbs", "filling"],
     ["arguments", "printing", "cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

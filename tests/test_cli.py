@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 import sys
 
 import pytest
@@ -11,22 +10,6 @@ import torch
 
 import likely
 from likely import cli, printing, verbs
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["likely", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code if ended.code is not None else 0
-        else:
-            code = 0
-        out, err = capsys.readouterr()
-        return code, out, re.sub(r"\x1b\[[0-9;]*m", "", err)
-
-    return call
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ _HOMES = {
     "compare": "likely.board",
     "data": "likely.verbs",
     "evaluate": "likely.evaluation",
+    "fill": "likely.filling",
     "fit": "likely.verbs",
     "load": "likely.sources",
     "models": "likely.verbs",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from likely.evaluation import Row as Row
     from likely.evaluation import evaluate as evaluate
     from likely.families import build as build
+    from likely.filling import fill as fill
     from likely.logprob import LogProb as LogProb
     from likely.logprob import bits as bits
     from likely.model import Model as Model

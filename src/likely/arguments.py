@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from likely.errors import UsageError, nearest
+
 __all__ = [
     "DataArg",
     "DeviceOption",
@@ -83,3 +85,44 @@ def reads(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return wrapped
 
     return decorate
+
+
+def read_box(text: str) -> tuple[int, ...]:
+    """x0,y0,x1,y1 in pixels."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"'{text}' is not x0,y0,x1,y1.")
+    return tuple(map(int, parts))
+
+
+def extra_options(args: list[str]) -> dict[str, Any]:
+    """`--name value`, `--name=value` and bare `--flag` of options that typer does not know, as Python values."""
+    from ast import literal_eval
+
+    found: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"Unexpected argument '{word}'.", "Options of a family are written --name value.")
+        name, sign, text = word[2:].partition("=")
+        if not sign:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
+        try:
+            found[name.replace("-", "_")] = literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name.replace("-", "_")] = text
+    return found
+
+
+def family_options(args: list[str], model: str) -> dict[str, Any]:
+    """Further options, checked against those of the verb and the family, so that a misspelt one is named."""
+    from likely import families
+
+    options = extra_options(args)
+    known = set(families.option_names(families.family_class(model)))
+    verb = {"minutes", "steps", "epochs", "out", "from", "size", "seed", "device", "threads", "batch", "lr", "given", "levels", "augment"}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"Neither `fit` nor the family '{model}' has an option --{name}.", nearest(name, known | verb))
+    return options

@@ -18,9 +18,12 @@ from likely.arguments import (
     SeedOption,
     SizeOption,
     ValuesOption,
+    extra_options,
+    family_options,
+    read_box,
     reads,
 )
-from likely.errors import LikelyError, UsageError
+from likely.errors import LikelyError
 
 __all__ = ["app", "main"]
 
@@ -111,7 +114,7 @@ def fit(
     from likely import printing, train
 
     loaded = _load(data, given, read)
-    options = _family_options(context.args, model)
+    options = family_options(context.args, model)
     out = out or Path("likely-runs") / f"{loaded.name}-{model}"
     budget = {"minutes": minutes, "steps": steps, "epochs": epochs}
     how = {"size": size, "seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": numbers, "track": track}
@@ -156,7 +159,7 @@ def sample(
 
     model = likely.open(folder)
     asked = {name: value for name, value in {"prompt": prompt, "length": length, "stop": stop or None}.items() if value is not None}
-    how = {**asked, **_extra(context.args)}
+    how = {**asked, **extra_options(context.args)}
     if out is None and model.space.textual:
         n = 1 if n is None else n
         if not printing.written(verbs.stream(model, n, given=given, seed=seed, **how), n):
@@ -193,6 +196,57 @@ def score(
     printing.scored(rows, top, out)
 
 
+@app.command(
+    epilog="Examples:\n\nlikely edit my-digits photo.png --box 0,14,28,28 --draws 9 --out halves.png\n\n"
+    "likely edit my-faces faces/ --mask white-where-unknown.png --out repaired/\n\n"
+    'likely edit my-text --text "To be or ___ to be"\n\n'
+    "likely edit my-text draft.txt --gap '#' --out done.txt\n\n"
+    "likely edit my-table holes.csv --draws 5 --out imputed.csv",
+)
+@reads("layout", "resize", "precision", "missing", "header")
+def edit(
+    folder: FolderArg,
+    data: Annotated[
+        str | None, typer.Argument(metavar="INPUT", help="Image, folder of them, .npz, text or table.", show_default=False)
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="A text instead of INPUT.", show_default=False)] = None,
+    gap: Annotated[str, typer.Option("--gap", help="Each such mark in a text is one unknown byte.")] = "_",
+    mask: Annotated[str | None, typer.Option("--mask", help="A picture, white where images are unknown.", show_default=False)] = None,
+    box: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--box", help="An unknown rectangle of images (repeatable).", parser=read_box, metavar="X0,Y0,X1,Y1", show_default=False
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", help="Ways to fill it, drawn independently.")] = 1,
+    particles: Annotated[
+        int | None, typer.Option("--particles", help="That walk for each draw where it is not exact.", show_default="64")
+    ] = None,
+    out: OutOption = None,
+    given: ValuesOption = None,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    *,
+    read: dict[str, Any],
+) -> None:
+    """Fill what is unknown, given what is known: holes of an image, gaps of a text, empty cells of a table.
+
+    What is known stays as it is. A text without --out is printed. Of a CSV file only the empty cells change; several --draws of it
+    (multiple imputations) stand one after another in one file, told apart by a first column `draw`.
+
+    It says how it was filled: exactly, or by particles (more are better) and how many of them count.
+    """
+    from likely import filling, printing, store
+
+    space = store.space_of(folder)
+    out = out or (None if space.textual else Path(printing.default_name(space, "edited")))
+    how = {"known": mask, "boxes": box or (), "gap": gap, "draws": draws, "given": given, "seed": seed, "overwrite": overwrite}
+    how |= {} if particles is None else {"particles": particles}
+    with printing.progress("filling") as tick:
+        done = filling.edit(folder, data, text=text, out=out, progress=tick, **how, **read)
+    printing.edited(done, out)
+
+
 @app.command()
 def show(folder: FolderArg) -> None:
     """The card of a stored model, after its files were verified."""
@@ -222,43 +276,6 @@ def describe(data: DataArg, given: GivenOption = None, *, read: dict[str, Any]) 
 
     loaded = _load(data, given, read)
     printing.described(likely.data(loaded))
-
-
-# --- options of a family or sampler ------------------------------------------------------------------
-
-
-def _extra(args: list[str]) -> dict[str, Any]:
-    """`--name value`, `--name=value` and bare `--flag` of options that typer does not know, as Python values."""
-    from ast import literal_eval
-
-    found: dict[str, Any] = {}
-    rest = list(args)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise UsageError(f"Unexpected argument '{word}'.", "Options of a family are written --name value.")
-        name, sign, text = word[2:].partition("=")
-        if not sign:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
-        try:
-            found[name.replace("-", "_")] = literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[name.replace("-", "_")] = text
-    return found
-
-
-def _family_options(args: list[str], model: str) -> dict[str, Any]:
-    """Further options, checked against those of the verb and the family, so that a misspelt one is named."""
-    from likely import families
-    from likely.errors import nearest
-
-    options = _extra(args)
-    known = set(families.option_names(families.family_class(model)))
-    verb = {"minutes", "steps", "epochs", "out", "from", "size", "seed", "device", "threads", "batch", "lr", "given", "levels", "augment"}
-    for name in options:
-        if name not in known:
-            raise UsageError(f"Neither `fit` nor the family '{model}' has an option --{name}.", nearest(name, known | verb))
-    return options
 
 
 # --- entry -----------------------------------------------------------------------------------------

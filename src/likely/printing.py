@@ -5,7 +5,8 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -19,12 +20,15 @@ from likely.logprob import format_bits
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from likely.filling import Edited
     from likely.space import Space
     from likely.train import Run
 
-__all__ = ["default_name", "described", "families", "fitted", "markdown", "sampled", "scored", "written"]
+__all__ = ["default_name", "described", "edited", "families", "fitted", "markdown", "progress", "sampled", "scored", "written"]
 
 console = Console(highlight=False)
+_errors = Console(highlight=False, stderr=True)
+_FEW = 4  # effective particles; a draw that rests on fewer is little better than a guess
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
 
 
@@ -52,11 +56,36 @@ def _footnote(test: dict[str, Any]) -> str:
     return ", ".join(part for part in (test["kind"], test["how"], f"n={test['n']}") if part)
 
 
-def default_name(space: "Space") -> str:
-    """A file for samples of a space in the current folder."""
+def default_name(space: "Space", stem: str = "samples") -> str:
+    """A file for examples of a space in the current folder."""
     if space.layout == "grid":
-        return "samples.png" if space.discrete else "samples.npz"
-    return {"sequence": "samples.txt", "columns": "samples.csv"}.get(space.layout, "samples.npz")
+        return f"{stem}.png" if space.discrete else f"{stem}.npz"
+    return stem + {"sequence": ".txt", "columns": ".csv"}.get(space.layout, ".npz")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal that shows how much of how much is done; nothing where there is none."""
+    from rich.progress import Progress
+
+    with Progress(console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def edited(done: "Edited", out: Path | None) -> None:
+    """What was filled and how far to believe it; the texts themselves where they went to no file."""
+    written(iter(enumerate(done.texts if out is None else ())), len(done.texts))
+    filled, words = done.filled, "exactly" if done.filled.exact else "approximately"
+    where = "" if out is None else f" -> [bold]{out}[/]"
+    _errors.print(f"{done.entries} unknown entries of {done.examples} examples, filled {words}: {filled.how}{where}", soft_wrap=True)
+    least = filled.effective[filled.effective.isfinite()]
+    if len(least):
+        _errors.print(f"effective number of particles: {least.min():.1f} at least, {least.median():.1f} in the middle")
+    if few := int((least < _FEW).sum()):
+        _errors.print(
+            f"[bold yellow]warning:[/] {few} of {filled.effective.numel()} draws rest on fewer than {_FEW}; try more --particles."
+        )
 
 
 def sampled(x: "Tensor", space: "Space", out: Path) -> None:

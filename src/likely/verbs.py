@@ -3,7 +3,6 @@
 Each takes what a person has at hand: a source or a `Data`, a stored model's folder or a `Model`.
 """
 
-import inspect
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -15,30 +14,16 @@ from torch import Tensor
 
 from likely import families, sources, store, train
 from likely.dataset import Data, Split
-from likely.errors import UsageError, nearest
+from likely.errors import UsageError
 from likely.evaluation.measure import held_out_bits, log_prob
+from likely.inputs import as_data, as_given, as_model, built_in_test, card_of, check_options, reading_options
 from likely.logprob import of_text
 from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, expand_given
 from likely.noise import seeded
 from likely.space import Space
 
-__all__ = [
-    "abilities",
-    "as_data",
-    "as_given",
-    "as_model",
-    "check_options",
-    "data",
-    "fit",
-    "models",
-    "open",
-    "sample",
-    "score",
-    "show",
-    "stream",
-]
+__all__ = ["abilities", "data", "families_with", "fit", "models", "open", "sample", "score", "show", "stream"]
 
-_READING = ("layout", "tile", "resize", "precision", "missing", "header")  # options of `load` that new data are read by, too
 _LENGTH = 500  # symbols that a text goes on for, unless told
 _ABILITIES: dict[str, type] = {
     "likelihood": Likelihood,
@@ -47,25 +32,6 @@ _ABILITIES: dict[str, type] = {
     "fill": Fillable,
     "closed form": ClosedForm,
 }
-
-
-def as_data(source: Any, **read: Any) -> Data:
-    """`source` itself if it is a `Data`, else `likely.load(source, **read)`."""
-    if isinstance(source, Data):
-        if any(value not in (None, ()) for value in read.values()):
-            raise UsageError(f"This data is loaded already; {', '.join(read)} cannot change it.", "Pass options to likely.load.")
-        return source
-    return sources.load(source, **read)
-
-
-def as_model(model: Model | str | Path) -> Model:
-    """A model, or the one stored in a folder."""
-    return model if isinstance(model, Model) else store.open_model(model)
-
-
-def as_given(given: Any, model: Model) -> Tensor | None:
-    """Values of what a model is conditioned on as a tensor; a tensor is one already."""
-    return given if given is None or isinstance(given, Tensor) else sources.given_values(given, model.given_space)
 
 
 def open(folder: str | Path, *, device: str = "cpu") -> Model:
@@ -150,14 +116,6 @@ def _symbols(text: Any, space: Space) -> Any:
     return [_symbols(part, space) for part in text] if isinstance(text, list | tuple) else sources.prompt_of(text, space)
 
 
-def check_options(method: Any, how: dict[str, Any], what: str, *, without: tuple[str, ...] = ()) -> None:
-    """Raise a UsageError for an option that is no keyword of a model's method."""
-    known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in without]
-    for option in how:
-        if option not in known:
-            raise UsageError(f"This model's {what} has no option '{option}'.", nearest(option, known) if known else "It has none.")
-
-
 @torch.no_grad()
 def stream(model: Model | str | Path, n: int = 1, *, given: Any = None, seed: int = 0, **how: Any) -> Iterator[tuple[int, bytes]]:
     """Texts as they are written: (number of the text, its next bytes), the prompt first.
@@ -206,7 +164,7 @@ def score(
     fitted = as_model(model)
     if not isinstance(fitted, Likelihood):
         raise UsageError(
-            f"{type(fitted).__name__} has no likelihood, so it cannot score.", f"Those that have: {', '.join(_with('likelihood'))}."
+            f"{type(fitted).__name__} has no likelihood, so it cannot score.", f"Those that have: {', '.join(families_with('likelihood'))}."
         )
     split = _split_to_score(model, fitted, source, given, read)
     result = of_text(log_prob(fitted, split, draws=draws or fitted.bound_draws, seed=seed), fitted.space)
@@ -237,20 +195,14 @@ def _split_to_score(model: Model | str | Path, fitted: Model, source: Any, given
 
 
 def _found_to_score(model: Model | str | Path, fitted: Model, source: Any, read: dict[str, Any]) -> Split:
-    if isinstance(source, Data):
-        return source.test
+    source = built_in_test(source, model)
     if isinstance(source, Split):
         return source
     if isinstance(source, Tensor):
         return Split(source)
-    card = {} if isinstance(model, Model) else store.read_config(model)["data"]
-    if isinstance(source, str) and sources.is_builtin(source) and not Path(source).exists():
-        return sources.load(source, given=card.get("options", {}).get("given")).test
     if source is not None:
-        options = {name: value for name, value in card.get("options", {}).items() if name in _READING} | read
-        as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        return sources.read_split(source, fitted.space, fitted.given_space, **as_tuples)
-    if not card:
+        return sources.read_split(source, fitted.space, fitted.given_space, **reading_options(model, read))
+    if not (card := card_of(model)):
         raise UsageError("Nothing to score.", "Pass data, or the folder of a model that was stored with its data's card.")
     return sources.rebuild(card).test
 
@@ -293,7 +245,8 @@ def abilities(cls: type[Model]) -> list[str]:
     return [name for name, ability in _ABILITIES.items() if issubclass(cls, ability)]
 
 
-def _with(ability: str) -> list[str]:
+def families_with(ability: str) -> list[str]:
+    """Names of the families that have an ability."""
     return [name for name in families.names() if ability in abilities(families.family_class(name))]
 
 

@@ -17,34 +17,51 @@ if TYPE_CHECKING:
     from likely.sources.augmenting import augment_batch
     from likely.sources.examples import Examples, Options
     from likely.sources.facts import describe, print_description
+    from likely.sources.gaps import GAP, Box, Gapped, gapped
     from likely.sources.newdata import read, read_split
     from likely.sources.output import check_path, picture, write
+    from likely.sources.patching import is_csv, patched_csv
+    from likely.sources.tables import spelt_columns
     from likely.sources.text import prompt_of
     from likely.sources.tokens import decode
     from likely.sources.values import given_values
 
 __all__ = [
+    "GAP",
+    "Box",
+    "Gapped",
     "augment_batch",
     "check_path",
     "decode",
     "describe",
+    "gapped",
     "given_values",
     "is_builtin",
+    "is_csv",
     "load",
+    "patched_csv",
     "picture",
     "print_description",
     "prompt_of",
     "read",
     "read_split",
     "rebuild",
+    "spelt_columns",
     "write",
 ]
 
 _LAZY = {
+    "GAP": "gaps",
+    "Box": "gaps",
+    "Gapped": "gaps",
     "augment_batch": "augmenting",
     "decode": "tokens",
     "describe": "facts",
+    "gapped": "gaps",
     "given_values": "values",
+    "is_csv": "patching",
+    "patched_csv": "patching",
+    "spelt_columns": "tables",
     "print_description": "facts",
     "check_path": "output",
     "picture": "output",

@@ -19,7 +19,7 @@ import numpy as np
 from likely.errors import DataError
 from likely.sources.files import read_bytes, suffix
 
-__all__ = ["NUMBER", "Column", "frame_columns", "read_columns"]
+__all__ = ["NUMBER", "Column", "csv_lines", "decoded", "delimiter_of", "encoding_of", "frame_columns", "header_of", "read_columns"]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
 
@@ -54,27 +54,33 @@ def read_columns(path: Path, header: bool | None = None) -> list[Column]:
     """
     if suffix(path) in (".parquet", ".pq"):
         return _parquet_columns(path)
-    lines = _lines(_decoded(read_bytes(path), path), path)
+    lines = csv_lines(decoded(read_bytes(path), path), path)
     first = next(lines, None)
     if first is None:
         raise DataError(f"{path} is empty.")
-    names = _names(first[1], header, path)
+    names = header_of(first[1], header, path)
     return _gathered(*((names, lines) if names else (_numbered(first[1]), chain([first], lines))), path)
 
 
-def _decoded(content: bytes, path: Path) -> str:
-    """Text of a file; a byte order mark says how it is encoded, and is dropped."""
-    marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+def decoded(content: bytes, path: Path) -> str:
+    """Text of a file, without its byte order mark."""
     try:
-        return content.decode("utf-16" if marked else "utf-8-sig")
+        return content.decode(encoding_of(content))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}, is not UTF-8.", "Convert it, for example `iconv -f latin1 -t utf-8`.") from error
 
 
-def _lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+def encoding_of(content: bytes) -> str:
+    """UTF-8, unless a byte order mark says otherwise."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    return "utf-8-sig" if content.startswith(b"\xef\xbb\xbf") else "utf-8"
+
+
+def csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of each line that is not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, path), skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text, path), skipinitialspace=True, strict=True)
     try:
         for row in reader:
             if row:
@@ -83,7 +89,7 @@ def _lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
 
 
-def _delimiter(text: str, path: Path) -> str:
+def delimiter_of(text: str, path: Path) -> str:
     """A tab in .tsv files; elsewhere whichever of , ; tab and | the first line has most of."""
     if suffix(path) in (".tsv", ".tab"):
         return "\t"
@@ -91,7 +97,7 @@ def _delimiter(text: str, path: Path) -> str:
     return max(",;\t|", key=first.count)
 
 
-def _names(first: list[str], header: bool | None, path: Path) -> list[str]:
+def header_of(first: list[str], header: bool | None, path: Path) -> list[str]:
     """Column names in the first row; none if it is data. A row with a number in it is no header."""
     if header is False or (header is None and any(NUMBER.fullmatch(cell.strip()) for cell in first)):
         return []

@@ -85,7 +85,7 @@ def picture(x: Tensor, space: Space, *, gap: int = 1, least: int = 32) -> Image.
 
 
 def _write_picture(x: Tensor, space: Space, path: Path) -> str:
-    picture(x, space).save(path)
+    picture(x, space, least=32 if len(x) > 1 else 1).save(path)  # one alone as it is
     return "images in one picture"
 
 
@@ -108,8 +108,18 @@ def _write_text(x: Tensor, space: Space, path: Path) -> str:
     return "texts, separated by newlines,"
 
 
+def _write_texts(x: Tensor, space: Space, path: Path) -> str:
+    if not space.textual:
+        raise UsageError(f"A {space} has no texts to write, a file each.", "Write a .txt file.")
+    path.mkdir(exist_ok=True)
+    for i, row in enumerate(x):
+        (path / f"{i:05d}.txt").write_bytes(decode(row, space.vocabulary))
+    return "texts"
+
+
 def _write_csv(x: Tensor, space: Space, path: Path) -> str:
-    path.write_text(csv_text(x, space), encoding="utf-8", newline="")
+    delimiter = "," if path.suffix.lower() == ".csv" else "\t"
+    path.write_text(csv_text(x, space, delimiter), encoding="utf-8", newline="")
     return "rows"
 
 
@@ -121,7 +131,7 @@ def _write_parquet(x: Tensor, space: Space, path: Path) -> str:
 Writer = Callable[[Tensor, Space, Path], str]
 _WRITERS: dict[str, dict[str, Writer]] = {
     "grid": {".png": _write_picture, "": _write_folder, ".npz": _write_npz},
-    "sequence": {".txt": _write_text, ".npz": _write_npz},
-    "columns": {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz},
+    "sequence": {".txt": _write_text, "": _write_texts, ".npz": _write_npz},
+    "columns": {".csv": _write_csv, ".tsv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz},
     "set": {".npz": _write_npz},
 }

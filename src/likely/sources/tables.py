@@ -252,10 +252,10 @@ def _with_point(units: int, decimals: int) -> str:
     return f"{'-' if units < 0 else ''}{figures[:-decimals]}.{figures[-decimals:]}"
 
 
-def csv_text(x: Tensor, space: Space) -> str:
+def csv_text(x: Tensor, space: Space, delimiter: str = ",") -> str:
     """A table as CSV with a header."""
     columns, out = spelt_columns(x, space), io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     return out.getvalue()

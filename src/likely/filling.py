@@ -1,0 +1,224 @@
+"""Fill what is unknown of examples: `likely.fill`, and `likely edit`, which also writes what was filled in the source's own form.
+
+A text may be longer than the window that its model was fitted to. Its gaps are then filled window by window from the left,
+each window centred on the first gap that is left; what it draws in its last quarter, near the end of its view, is
+drawn again by the next one. A shorter text is filled as the beginning of a window, whose rest is drawn, too, and dropped.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from likely import sources, store
+from likely.errors import UsageError
+from likely.inputs import READING, as_given, as_model, built_in_test, check_options, reading_options
+from likely.model import Fillable, Filled, Model, expand_given
+from likely.noise import seeded
+from likely.space import MISSING
+from likely.verbs import families_with
+
+__all__ = ["Edited", "edit", "fill"]
+
+Tick = Callable[[int, int], None]  # how much of how much is done
+_BATCH = 2**12  # entries of examples that are filled between two ticks
+
+
+def fill(
+    model: Model | str | Path,
+    x: Any,
+    known: Any = None,
+    *,
+    draws: int = 1,
+    given: Any = None,
+    seed: int = 0,
+    gap: str = sources.GAP,
+    boxes: Sequence[sources.Box] = (),
+    progress: Tick | None = None,
+    **how: Any,
+) -> Filled:
+    """Draw what is unknown of examples given what is known of them: paint in images, complete texts, impute tables.
+
+    Args:
+        x: a tensor in the model's codes; a table (path or DataFrame), whose missing cells are unknown; a text (a string or bytes,
+            or the `Path` of its file), each `gap` in which is one unknown byte; or images (path or array).
+        known: bool, True where an entry is known, of a shape that broadcasts to that of x; or the path of an image that is
+            white where it is unknown. Left out, a table or a text says itself what is unknown.
+        draws: of each example, independent of each other.
+        given: for a conditional model: a tensor, or values such as {"label": 3}; by default what the source itself holds.
+        boxes: unknown rectangles of images, (left, top, right, bottom) in pixels.
+        progress: called with how much of how much is done.
+        how: options of the model's own `fill`, such as `particles`; and of reading, as in `likely.load`.
+
+    Returns: a `Filled`, whose x is [draws, batch, *shape], of a text [draws, 1, its length].
+
+    Raises: UsageError for a model that cannot fill; DataError where nothing is unknown, or the data do not fit.
+    """
+    return _drawn(_read(model, x, known, given, gap, boxes, how), draws, seed, progress)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What `edit` has done: the draws, how many entries of how many examples were unknown, and the texts, where they are texts."""
+
+    filled: Filled
+    entries: int
+    examples: int
+    texts: tuple[bytes, ...] = ()
+
+
+def edit(
+    model: Model | str | Path,
+    source: Any = None,
+    known: Any = None,
+    *,
+    text: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    draws: int = 1,
+    seed: int = 0,
+    progress: Tick | None = None,
+    given: Any = None,
+    gap: str = sources.GAP,
+    boxes: Sequence[sources.Box] = (),
+    **how: Any,
+) -> Edited:
+    """`fill` examples of a file, or a `text`, and write them to `out`.
+
+    A CSV file stays as it is but for the cells that were empty; several draws of it stand one after another, with their number in a
+    first column. A text stays as it is but for its gaps. Images are written as they are sampled: one as a picture of its own,
+    several side by side, or in a folder.
+    """
+    space = as_model(model).space
+    if (source is None) == (text is None):
+        raise UsageError("Nothing says what to edit." if text is None else "Both a file and a text were passed.", "Pass a file, or --text.")
+    if out is not None:
+        sources.check_path(out, space, overwrite=overwrite)
+    source = Path(source) if space.textual and isinstance(source, str) else source
+    case = _read(model, source if text is None else text, known, given, gap, boxes, how)
+    filled = _drawn(case, draws, seed, progress)
+    texts = tuple(sources.decode(row) for row in filled.x[:, 0]) if space.textual else ()
+    if out is not None:
+        _write(filled, case, source, Path(out), texts, overwrite=overwrite)
+    unknown = ~case.gapped.known.flatten(1)
+    return Edited(filled, int(unknown.sum()), int(unknown.any(1).sum()), texts)
+
+
+# -- what is asked ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A model that fills, examples with gaps, what is given with them, and options: of the model's `fill`, and of reading."""
+
+    model: Any
+    gapped: sources.Gapped
+    given: Tensor | None
+    how: dict[str, Any]
+    reading: dict[str, Any]
+
+
+def _read(
+    model: Model | str | Path, source: Any, known: Any, given: Any, gap: str, boxes: Sequence[sources.Box], how: dict[str, Any]
+) -> _Case:
+    fitted = as_model(model)
+    if not isinstance(fitted, Fillable):
+        raise UsageError(f"{type(fitted).__name__} cannot fill what is unknown.", f"Those that can: {', '.join(families_with('fill'))}.")
+    own = {name: value for name, value in how.items() if name not in READING}
+    check_options(fitted.fill, own, "fill")
+    reading = reading_options(model, {name: value for name, value in how.items() if name in READING})
+    source = built_in_test(source, model)
+    gapped = sources.gapped(source, known, fitted.space, fitted.given_space, gap=gap, boxes=boxes, **reading)
+    values = expand_given(as_given(given, fitted), len(gapped.x))
+    return _Case(fitted, gapped, gapped.given if values is None else values, own, reading)
+
+
+# -- draws --------------------------------------------------------------------------------------
+
+
+def _drawn(case: _Case, draws: int, seed: int, tick: Tick | None) -> Filled:
+    if draws < 1:
+        raise UsageError(f"Cannot draw {draws} times.", "Ask for at least one draw.")
+    space, tick = case.model.space, tick or (lambda done, total: None)
+    with seeded(seed), torch.no_grad():
+        if space.textual and case.gapped.x.shape[1:] != space.shape:
+            return _filled_text(case, draws, tick)
+        return _filled_rows(case, draws, tick)
+
+
+def _filled_rows(case: _Case, draws: int, tick: Tick) -> Filled:
+    """All examples of all draws that have gaps, those with like gaps together."""
+    x, known, given = (None if v is None else v.repeat(draws, *[1] * (v.ndim - 1)) for v in (case.gapped.x, case.gapped.known, case.given))
+    assert x is not None
+    assert known is not None
+    effective, done, parts = torch.full((len(x),), math.inf, dtype=torch.float64), 0, []
+    _, mask = known.flatten(1).unique(dim=0, return_inverse=True)
+    rows = mask.argsort(stable=True)
+    rows = rows[~known.flatten(1).all(1)[rows]]
+    filled = x.clone()
+    for some in rows.split(max(1, _BATCH // case.model.space.dims)):
+        part = case.model.fill(x[some], known[some], None if given is None else given[some], **case.how)
+        filled[some], effective[some] = part.x[0], part.effective[0].cpu()
+        parts, done = [*parts, part], done + len(some)
+        tick(done, len(rows))
+    return _as_one(filled.view(draws, -1, *x.shape[1:]), effective.view(draws, -1), parts)
+
+
+def _as_one(x: Tensor, effective: Tensor, parts: Sequence[Filled]) -> Filled:
+    how = next((part.how for part in parts if not part.exact), parts[0].how)
+    return Filled(x, all(part.exact for part in parts), effective, how)
+
+
+def _filled_text(case: _Case, draws: int, tick: Tick) -> Filled:
+    """One text of another length than a window; see above."""
+    (text,), (known,) = case.gapped.x, case.gapped.known
+    length, window = len(text), case.model.space.shape[0]
+    if case.model.space.variable and length > window:
+        raise UsageError(f"The text has {length} symbols, {window} are the most.", "Shorten it.")
+    given = None if case.given is None else case.given.expand(draws, *case.given.shape[1:])
+    x, left, parts = text.expand(draws, -1).clone(), (~known).nonzero()[:, 0].tolist(), []
+    effective, total = torch.full((draws,), math.inf, dtype=torch.float64), len(left)
+    while left:
+        begin = max(0, min(left[0] - window // 2, length - window))
+        end = length if begin + window >= length else max(left[0] + 1, begin + window - window // 4)
+        seen = slice(begin, min(begin + window, length))
+        still = ~torch.isin(torch.arange(length), torch.tensor(left))
+        part = case.model.fill(*_windowed(case, x[:, seen], still[seen]), given, **case.how)
+        now = [place for place in left if place < end]
+        x[:, now] = part.x[0][:, [place - begin for place in now]]
+        effective, parts, left = torch.minimum(effective, part.effective[0].cpu()), [*parts, part], left[len(now) :]
+        tick(total - len(left), total)
+    filled = _as_one(x[:, None], effective[:, None], parts)
+    return filled if length <= window else replace(filled, exact=False, how=f"{filled.how}, in windows of {window} symbols")
+
+
+def _windowed(case: _Case, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts [draws, at most a window] and what is known of them as whole windows: what follows is unknown, or known to be nothing."""
+    space = case.model.space
+    beyond = space.shape[0] - x.shape[1]
+    return F.pad(x, (0, beyond), value=MISSING), F.pad(known, (0, beyond), value=space.variable).expand(len(x), -1)
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def _write(filled: Filled, case: _Case, source: Any, out: Path, texts: tuple[bytes, ...], *, overwrite: bool) -> None:
+    space = case.model.space
+    if space.layout == "columns" and sources.is_csv(source) and sources.is_csv(out):
+        draws = [_cells(x.cpu(), case) for x in filled.x]
+        store.write_atomically(out, sources.patched_csv(Path(source), draws, case.reading.get("header")))
+    elif len(texts) == 1 and out.suffix:
+        store.write_atomically(out, texts[0])
+    else:
+        sources.write(filled.x.flatten(0, 1), space, out, overwrite=overwrite)
+
+
+def _cells(x: Tensor, case: _Case) -> dict[tuple[int, str], str]:
+    """What was unknown of a table, as text, by row and column."""
+    spelt = list(sources.spelt_columns(x, case.model.space).items())
+    return {(i, spelt[j][0]): spelt[j][1][i] for i, j in (~case.gapped.known).nonzero().tolist()}
