@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import likely
-from likely import cli, printing, verbs
+from likely import arguments, printing, verbs
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_unexpected_error_is_one_line_too(run, monkeypatch):
 
 
 def test_options_of_a_family_are_read_as_python_values():
-    assert cli._extra(["--layers", "3", "--rate=0.5", "--net", "gated-pixelcnn", "--tied"]) == {
+    assert arguments.extra_options(["--layers", "3", "--rate=0.5", "--net", "gated-pixelcnn", "--tied"]) == {
         "layers": 3,
         "rate": 0.5,
         "net": "gated-pixelcnn",

@@ -160,12 +160,12 @@ def test_a_text_is_edited_and_printed(run, models, tmp_path):
     assert "particles" in err
     source = tmp_path / "in.txt"
     source.write_bytes(b"the qu__k brown\r\n\xff_ox")
-    code, out, err = run("edit", models / "text", source, "--out", tmp_path / "out.txt")
+    code, out, err = run("edit", models / "text", source, "--out", tmp_path / "out.txt", "--particles", 4)
     assert (code, out) == (0, ""), err
     written = (tmp_path / "out.txt").read_bytes()
     assert len(written) == source.stat().st_size
     assert written[:6] + written[8:18] == b"the quk brown\r\n\xff"
-    code, out, err = run("edit", models / "text", source, "--out", tmp_path / "texts", "--draws", 3)
+    code, out, err = run("edit", models / "text", source, "--out", tmp_path / "texts", "--draws", 3, "--particles", 4)
     assert code == 0, err
     assert len(list((tmp_path / "texts").iterdir())) == 3
 
