@@ -147,6 +147,7 @@ def test_mistakes_are_told():
         ({"heads": 4, "kv_heads": 3}, "do not divide"),
         ({"norm": "batch"}, "norm"),
         ({"given": LABEL, "given_by": "cross"}, "attended"),
+        ({"given": LABEL, "given_by": "prefix", "window": 3}, "loses sight"),
     ]:
         with pytest.raises(UsageError, match=message):
             transformer(TEXT, **options)
@@ -171,7 +172,7 @@ def test_an_unknown_cell():
 # -- given ------------------------------------------------------------------------------------------
 
 NETS = [
-    *(("transformer", given, {"given_by": way}) for given in (LABEL, VECTOR, CAPTION) for way in ("start", "film")),
+    *(("transformer", given, {"given_by": way}) for given in (LABEL, VECTOR, CAPTION) for way in ("start", "film", "prefix")),
     ("transformer", CAPTION, {"given_by": "cross"}),
     ("dilated", CAPTION, {}),
     *(("rnn", given, {"cell": cell}) for given in (LABEL, VECTOR, CAPTION) for cell in ("lstm", "gru")),
@@ -195,6 +196,33 @@ def test_given_is_read_alike_by_both_ways(word, given, options):
     assert bool((changed > 1e-4).all())
     net, values = model.net.double().eval(), values.double() if values.is_floating_point() else values
     torch.testing.assert_close(stepped(net, x, values), net(x, values), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", SPACES)
+@pytest.mark.parametrize("options", [o for o in OPTIONS if "window" not in o] + [{"heads": 4, "kv_heads": 2}, {"ngrams": 1}], ids=ids)
+def test_a_prefix_is_kept_by_the_caches_and_places_stay_right(layout, options):
+    """Also of texts longer than the window, where positions go on: the oldest leave the ring, the prefix first."""
+    space, caption = SPACES[layout], torch.tensor([[2, 0, 1, -1], [-1, -1, -1, -1], [1, 1, 2, 0]])
+    net, x = transformer(space, given=CAPTION, given_by="prefix", **options), examples(space, 3)
+    torch.testing.assert_close(stepped(net, x, caption), whole(net, x, caption), rtol=1e-9, atol=1e-9)
+    plain = transformer(space, **options)
+    assert plain.positions.longest == net.positions.longest
+    if layout == "text" and options.get("positions") != "learned":
+        x = torch.randint(5, (3, 40))
+        torch.testing.assert_close(stepped(net, x, caption), net(x, caption), rtol=1e-9, atol=1e-9)
+
+
+def test_every_entry_attends_to_a_prefix():
+    net, x = transformer(TEXT, given=CAPTION, given_by="prefix", ngrams=1), examples(TEXT, 1)
+    one, other = net(x, torch.tensor([[2, 0, 1, -1]])), net(x, torch.tensor([[2, 0, 1, 1]]))
+    assert ((one - other).abs().amax(-1) > 1e-6).all()
+
+
+def test_a_text_goes_on_after_its_window_with_its_prefix():
+    made = Autoregressive(Space.sequence(6, 5), given=CAPTION, size="tiny", net="transformer", given_by="prefix")
+    drawn = made.sample(2, torch.tensor([[2, 0, 1, -1]]), length=20)
+    assert drawn.shape == (2, 20)
+    assert made.conditionals.net.room == 6
 
 
 @pytest.mark.parametrize(("word", "given", "options"), NETS, ids=ids)

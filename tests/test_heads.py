@@ -6,9 +6,11 @@ import pytest
 import torch
 from scipy import stats
 
+from likely.decoding import Filter
 from likely.errors import UsageError
 from likely.families.autoregressive import Autoregressive
-from likely.heads import Categorical, Heads, LogisticMixture, NormalMixture, head_for
+from likely.heads import Bernoulli, Categorical, Heads, LogisticMixture, NormalMixture, head_for
+from likely.nets import NETS
 from likely.space import Space, Support, from_grid
 
 DECIMAL = Support("decimal", decimals=1, center=3.0, scale=4.0, missing=True)
@@ -28,6 +30,9 @@ def all_masses(s: Support, **how) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 SUPPORTS = [
+    (Support("nominal", 2), {}),
+    (Support("ordinal", 2), {}),
+    (Support("ordinal", 2), {"categorical_up_to": 0}),
     (Support("nominal", 5, missing=True), {}),
     (ORDINAL, {}),
     (ORDINAL, {"categorical_up_to": 0}),
@@ -58,6 +63,22 @@ def test_samples_follow_the_masses(support, how):
     expected = torch.cat([expected[frequent], expected[~frequent].sum()[None] + 1e-9])
     chi = ((observed - expected).square() / expected)[expected > 1].sum().item()
     assert stats.chi2.sf(chi, df=int((expected > 1).sum()) - 1) > 1e-3
+
+
+@pytest.mark.parametrize(("support", "how"), [case for case in SUPPORTS if case[0].states], ids=str)
+def test_logits_are_those_of_all_states(support, how):
+    params, x, nats = all_masses(support, **how)
+    heads = Heads(Space.columns(support), **how)
+    logits = heads.logits_at(0, params[None])
+    torch.testing.assert_close(logits.log_softmax(-1)[0], nats)
+    assert torch.equal(heads.value_at(0, torch.arange(support.states)), x)
+    assert torch.equal(heads.state_at(0, x), torch.arange(support.states))
+
+
+def test_what_has_no_end_of_values_has_no_logits():
+    for support in (DECIMAL, Support("real")):
+        with pytest.raises(UsageError, match="cannot be listed"):
+            head_for(support).logits(torch.zeros(1, head_for(support).width))
 
 
 def test_the_density_of_reals_integrates_to_one():
@@ -138,7 +159,7 @@ def test_columns_together_equal_columns_apart():
 
 def test_many_columns_are_few_computations():
     supports = [Support("nominal", 2 + i % 9) for i in range(32)] + [Support("decimal", scale=1.0 + i) for i in range(32)]
-    assert len(Heads(Space.columns(*supports)).groups) <= 4
+    assert len(Heads(Space.columns(*supports)).groups) <= 5
 
 
 def test_channels_of_a_grid_keep_their_own_scale():
@@ -165,6 +186,53 @@ def test_kinds():
     assert isinstance(head_for(Support("real")), NormalMixture)
     assert isinstance(head_for(Support("ordinal", 256)), LogisticMixture)
     assert isinstance(head_for(Support("ordinal", 256), categorical_up_to=256), Categorical)
+    assert isinstance(head_for(Support("ordinal", 2)), Bernoulli)
+    assert isinstance(head_for(Support("nominal", 2)), Bernoulli)
+    assert isinstance(head_for(Support("nominal", 1, missing=True)), Categorical)
+    assert isinstance(head_for(Support("nominal", 2), bernoulli=False), Categorical)
+
+
+# -- two states ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", NETS["causal", "grid"])
+def test_binary_images_need_one_output_each_and_keep_every_ability(word):
+    made = Autoregressive(Space.grid(1, 2, 3, 2), size="tiny", net=word).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = made.space.enumerate()
+    masses = made.log_prob(x).nats.exp().detach()
+    assert made.net(x).shape[-1] == 1
+    assert masses.sum().item() == pytest.approx(1, abs=1e-5)
+    best = masses.topk(3)
+    found = made.sample(3, beam=64, with_log_prob=True)
+    assert torch.equal(found.x, x[best.indices])
+    torch.testing.assert_close(found.log_prob.exp(), best.values, rtol=1e-4, atol=1e-6)
+    assert torch.equal(made.sample(1, greedy=True), made.sample(1, beam=1))
+    assert torch.equal(made.codec().decompress(made.codec().compress(x), len(x)), x)
+    drawn = made.sample(500, top_p=0.6, with_log_prob=True)
+    assert (drawn.filtered_log_prob >= drawn.log_prob - 1e-5).all()
+
+
+def test_strings_over_one_symbol_end():
+    made = Autoregressive(Space.sequence(4, 1, variable=True), size="tiny").eval()
+    x = made.space.enumerate()
+    assert len(x) == 5
+    assert made.log_prob(x).nats.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    made.space.check(made.sample(50))
+    assert torch.equal(made.codec().decompress(made.codec().compress(x), len(x)), x)
+
+
+@pytest.mark.parametrize("how", [{"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
+def test_mixtures_over_finitely_many_levels_are_filtered_too(how):
+    made = Autoregressive(Space.grid(1, 1, 2, 5), size="tiny", head="mixture", components=3).eval()
+    x = made.space.enumerate()
+    drawn = made.sample(200, with_log_prob=True, **how)
+    levels = made.heads.logits_at(0, made.net(drawn.x).flatten(1, 3)).detach()  # [200, pixels, levels]
+    each = Filter(**how)(levels.double()).log_softmax(-1).gather(-1, drawn.x.flatten(1)[..., None])
+    torch.testing.assert_close(drawn.filtered_log_prob, each.sum((1, 2)), rtol=1e-4, atol=1e-4)
+    best = made.log_prob(x).nats.topk(2)
+    assert torch.equal(made.sample(2, beam=25), x[best.indices])
 
 
 # -- coupled channels ------------------------------------------------------------------------------

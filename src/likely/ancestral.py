@@ -70,7 +70,7 @@ class Ancestral(Primed, Fillable, ABC):
                 returned, and a text that ends before others is padded with -1.
             beam: the n likeliest examples that a search of this width finds, instead of draws; best first.
             with_log_prob: return a `Sampled`.
-            temperature, top_k, top_p, min_p, typical, greedy: a `Filter` of categorical entries, which changes
+            temperature, top_k, top_p, min_p, typical, greedy: a `Filter` of entries of finitely many values, which changes
                 what is drawn from; `log_prob` stays that of the model itself.
 
         Returns: a tensor [n, *shape], with a prompt or a length [n, m + length], with a stop at most so long; or a `Sampled` with it.

@@ -1,4 +1,4 @@
-"""How draws of categorical entries depart from the model: temperature, truncation to likely values, strings that end a text.
+"""How draws of entries of finitely many values depart from the model: temperature, truncation to likely values, strings that end a text.
 
 References:
     | Hierarchical neural story generation (top-k; Fan et al., 2018) | https://arxiv.org/abs/1805.04833

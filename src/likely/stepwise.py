@@ -25,7 +25,8 @@ from torch import Tensor
 
 from likely.decoding import UNFILTERED, Filter
 from likely.errors import UsageError
-from likely.heads import Categorical, Heads
+from likely.heads import Heads
+from likely.heads.base import gumbel_argmax
 from likely.space import Space
 
 __all__ = ["Conditionals", "Drawn", "Stepping", "Strings", "Weighted", "select"]
@@ -111,7 +112,7 @@ class Conditionals:
     @classmethod
     def of_strings(cls, model: Any, space: Space, *, reach: int | None = None, room: int | None = None) -> "Conditionals":
         """Those of a `model.Stepwise` of strings in `space`."""
-        return cls(space.with_end, Strings(model, space.dims, reach, room), Heads(space.with_end))
+        return cls(space.with_end, Strings(model, space.dims, reach, room), Heads(space.with_end, bernoulli=False))
 
     @property
     def order(self) -> list[int]:
@@ -126,24 +127,21 @@ class Conditionals:
 
     def draw_at(self, place: int, parameters: Tensor, keep: Filter = UNFILTERED) -> Tensor:
         """Values [n] of one entry, as the space stores them."""
-        return self.heads.sample_at(self.support(place), self._kept(place, parameters, keep))
+        if keep == UNFILTERED:
+            return self.heads.sample_at(self.support(place), parameters)
+        return self.heads.value_at(self.support(place), gumbel_argmax(keep(self._logits(place, parameters))))
 
     def log_mass_at(self, place: int, parameters: Tensor, x: Tensor, keep: Filter = UNFILTERED) -> Tensor:
         """log p of values x [n] of one entry, nats [n] float64."""
+        if keep != UNFILTERED:
+            log_p = keep(self._logits(place, parameters)).double().log_softmax(-1)
+            return log_p.gather(-1, self.heads.state_at(self.support(place), x)[:, None])[:, 0]
         head = self.heads.at(self.support(place))
-        parameters = self._kept(place, parameters, keep)[:, None, : head.width]
-        return head.log_mass(parameters, x[:, None])[:, 0].double()
-
-    def _kept(self, place: int, parameters: Tensor, keep: Filter) -> Tensor:
-        if keep == UNFILTERED:
-            return parameters
-        if not isinstance(self.heads.at(self.support(place)), Categorical):
-            raise UsageError("temperature, top_k, top_p ... filter categorical entries only.", "Sample without them.")
-        return keep(self._logits(place, parameters))
+        return head.log_mass(parameters[:, None, : head.width], x[:, None])[:, 0].double()
 
     def _logits(self, place: int, parameters: Tensor) -> Tensor:
-        """Logits of the states of a categorical entry."""
-        return parameters[:, : self.space.supports[self.support(place)].states].float()
+        """Logits [n, states] of one entry."""
+        return self.heads.logits_at(self.support(place), parameters)
 
     def _present(self, place: int, parameters: Tensor) -> Tensor:
         """The same distribution, given that the entry is not missing."""
@@ -234,8 +232,6 @@ class Conditionals:
 
         Raises: UsageError where an entry's values cannot be listed.
         """
-        if any(not isinstance(self.heads.at(i), Categorical) for i in range(len(self.space.supports))):
-            raise UsageError("Beam search is for categorical entries only.", "Sample instead.")
         state, last = self.net.init_state(1, given), None
         total, drawn = torch.zeros(1, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.int64)
         for i, place in enumerate(self.order[:entries]):
@@ -247,14 +243,9 @@ class Conditionals:
             log_p = self._logits(place, parameters).double().log_softmax(-1)
             scores = (total.to(log_p)[:, None] + log_p).flatten()
             total, best = scores.topk(min(width, int((scores > -math.inf).sum())))
-            row, last = best // log_p.shape[1], self._value(place, best % log_p.shape[1])
+            row, last = best // log_p.shape[1], self.heads.value_at(self.support(place), best % log_p.shape[1])
             state, drawn = select(state, row), torch.cat([drawn.to(last)[row], last[:, None]], 1)
         return Drawn(self._in_place(list(drawn.T)), total, total)
-
-    def _value(self, place: int, code: Tensor) -> Tensor:
-        """States of a categorical entry -> values: the last state of one that may be missing is -1."""
-        s = self.space.supports[self.support(place)]
-        return torch.where(code == s.levels, -1, code) if s.missing else code
 
     # -- unknown entries ------------------------------------------------------------------------
 

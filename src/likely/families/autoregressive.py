@@ -38,13 +38,13 @@ from torch.nn import functional as F
 from likely.ancestral import Ancestral
 from likely.coding import Codec, autoregressive
 from likely.errors import UsageError, nearest
-from likely.heads import Categorical, Coupled, Heads
+from likely.heads import Coupled, Heads
 from likely.logprob import LogProb
 from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, evaluating
 from likely.nets import net as build_net
 from likely.nets.causal import CausalNet
 from likely.noise import Noise
-from likely.space import MISSING, Space
+from likely.space import Space
 from likely.stepwise import Conditionals
 
 __all__ = ["Autoregressive"]
@@ -192,13 +192,7 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
 
     def _logits(self, place: int, parameters: Tensor) -> Tensor:
         """float64 logits of an entry's states, a missing one last."""
-        which = self.conditionals.support(place)
-        head, support = self.heads.at(which), self.symbols.supports[which]
-        if isinstance(head, Categorical):
-            return parameters[:, : head.width].double()
-        states = torch.tensor([*range(support.levels), *[MISSING] * support.missing], device=parameters.device)
-        each = parameters[:, None, : head.width].expand(-1, len(states), -1)
-        return head.log_mass(each, states.expand(len(parameters), -1)).double()
+        return self.heads.logits_at(self.conditionals.support(place), parameters).double()
 
 
 class Ending(CausalNet):
@@ -218,6 +212,6 @@ class Ending(CausalNet):
         state, parameters = self.net.step(state, x_i)
         if x_i is not None:  # it repeats, so the last symbol tells
             certain = torch.full_like(parameters, -math.inf)
-            certain[:, self.end] = 0.0
+            certain[:, -1] = 0.0 if self.end < parameters.shape[1] else math.inf  # of two symbols the end's logit is the only one
             parameters = torch.where((x_i == self.end)[:, None], certain, parameters)
         return state, parameters

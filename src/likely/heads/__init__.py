@@ -4,6 +4,7 @@ Nets know nothing of probability and families should not each invent their own o
 this stands between them. With params [..., width] of an entry x:
 
     categorical         log softmax(params)_x; a missing cell is one more state
+    bernoulli           log sigmoid(+-params), of two states
     logistic mixture    log sum_k pi_k [ F((b - mu_k) / s_k) - F((a - mu_k) / s_k) ],  F the logistic CDF
                         over the cell [a, b) of x on the standardised scale; the first and last cell of an
                         ordinal are open and the grid of a decimal is unbounded, so masses sum to one:
@@ -23,26 +24,31 @@ References:
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from likely.heads.base import Head
+from likely.heads.base import Head, missing
+from likely.heads.bernoulli import Bernoulli
 from likely.heads.categorical import Categorical
 from likely.heads.coupled import Coupled
 from likely.heads.mixtures import LogisticMixture, NormalMixture
 from likely.space import MISSING, Space, Support
 
-__all__ = ["Categorical", "Coupled", "Head", "Heads", "LogisticMixture", "NormalMixture", "head_for"]
+__all__ = ["Bernoulli", "Categorical", "Coupled", "Head", "Heads", "LogisticMixture", "NormalMixture", "head_for"]
 
 
-def head_for(*supports: Support, components: int = 5, categorical_up_to: int = 64) -> Head:
-    """The head of entries of one kind; ordinals of more than `categorical_up_to` levels get a logistic mixture."""
+def head_for(*supports: Support, components: int = 5, categorical_up_to: int = 64, bernoulli: bool = True) -> Head:
+    """The head of entries of one kind; ordinals of more than `categorical_up_to` levels get a logistic mixture.
+
+    With `bernoulli`, two states have one logit.
+    """
     s = supports[0]
     if s.kind == "real":
         return NormalMixture(supports, components)
     if s.kind == "nominal" or (s.kind == "ordinal" and s.levels <= categorical_up_to):
-        return Categorical(supports)
+        return Bernoulli(supports) if bernoulli and s.states == 2 and not s.missing else Categorical(supports)
     return LogisticMixture(supports, components)
 
 
@@ -55,10 +61,12 @@ class Heads:
     Args:
         components: of the mixtures.
         categorical_up_to: ordinals of at most so many levels are categorical.
+        bernoulli: whether entries of two states have one logit, instead of one for each.
     """
 
-    def __init__(self, space: Space, *, components: int = 5, categorical_up_to: int = 64) -> None:
-        self.space, self._how = space, {"components": components, "categorical_up_to": categorical_up_to}
+    def __init__(self, space: Space, *, components: int = 5, categorical_up_to: int = 64, bernoulli: bool = True) -> None:
+        self.space = space
+        self._how: Any = {"components": components, "categorical_up_to": categorical_up_to, "bernoulli": bernoulli}
         kinds: dict[tuple[str, int], list[int]] = {}
         for i in range(len(space.supports)):
             head = self.at(i)
@@ -76,6 +84,23 @@ class Heads:
         """params [B, at least the entry's width] -> draws [B] of one channel or column, as the space stores them."""
         head = self.at(entry)
         return self._stored(head, head.sample(params[..., : head.width]))
+
+    def logits_at(self, entry: int, params: Tensor) -> Tensor:
+        """params [B, at least the entry's width] -> logits [B, states] of one channel or column, a missing one last.
+
+        Raises: UsageError where there is no end of states.
+        """
+        head = self.at(entry)
+        return head.logits(params[..., : head.width])
+
+    def value_at(self, entry: int, state: Tensor) -> Tensor:
+        """States [B] of one channel or column, by their place among its logits -> values as the space stores them."""
+        s = self.space.supports[entry]
+        return self._stored(self.at(entry), torch.where(state == s.levels, MISSING, state) if s.missing else state)
+
+    def state_at(self, entry: int, x: Tensor) -> Tensor:
+        """The inverse of `value_at`."""
+        return torch.where(missing(x), self.space.supports[entry].levels, x).long()
 
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
         """params [B, *shape, width], x [B, *shape] -> nats of each entry, [B, *shape]."""

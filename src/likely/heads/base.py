@@ -28,6 +28,13 @@ class Head(Protocol):
         """params [..., width] -> one draw of each entry, [...] in data units."""
         ...
 
+    def logits(self, params: Tensor) -> Tensor:
+        """params [..., width] of one kind of entry -> logits of its states, a missing one last, [..., states].
+
+        Raises: UsageError where there is no end of states.
+        """
+        ...
+
 
 @lru_cache(maxsize=1024)
 def constant(values: tuple[float | int, ...], trailing: int, dtype: torch.dtype, device: torch.device) -> Tensor:

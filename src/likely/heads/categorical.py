@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from likely.heads.base import constant, gumbel_argmax, missing
+from likely.heads.base import at_least_float32, constant, gumbel_argmax, missing
 from likely.space import MISSING, Support
 
 __all__ = ["Categorical"]
@@ -38,6 +38,9 @@ class Categorical:
             return code
         last = self._per_entry(tuple(s.levels if s.missing else -2 for s in self.supports), code)
         return torch.where(code == last, MISSING, code)
+
+    def logits(self, params: Tensor) -> Tensor:
+        return at_least_float32(params)
 
     def _logits(self, params: Tensor, like: Tensor) -> Tensor:
         """float32 logits, minus infinity for states that an entry lacks."""

@@ -1,6 +1,7 @@
 """Mixtures for numbers: logistics integrated over cells, which have mass, and normals, which have density."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from likely.errors import UsageError
 from likely.heads.base import at_least_float32, constant, gumbel_argmax, missing
 from likely.solve.intervals import log1mexp
 from likely.space import MISSING, Support, from_grid, to_grid
@@ -23,7 +25,7 @@ _FINE = 1e-3  # cells narrower than this on the standardised scale need float64
 
 
 @dataclass(frozen=True)
-class _Mixture:
+class _Mixture(ABC):
     """What the mixtures of numbers share: parameters, missing cells, standardisation."""
 
     supports: tuple[Support, ...]
@@ -42,6 +44,17 @@ class _Mixture:
         """Of positions: float64 where a cell is so narrow that float32 could not tell it from its neighbour."""
         fine = any(s.kind != "real" and s.scale * _FINE > 1 for s in self.supports)
         return torch.float64 if fine else torch.float32
+
+    def logits(self, params: Tensor) -> Tensor:
+        s = self.supports[0]
+        if s.states is None:
+            raise UsageError(f"The values of a {s.kind} entry cannot be listed, as filters and beam search want.", "Sample without them.")
+        states = torch.tensor([*range(s.levels), *[MISSING] * s.missing], device=params.device)
+        each = params[..., None, :].expand(*params.shape[:-1], len(states), -1)
+        return self.log_mass(each, states.expand(each.shape[:-1]))
+
+    @abstractmethod
+    def log_mass(self, params: Tensor, x: Tensor) -> Tensor: ...
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Center and scale per entry, float64."""

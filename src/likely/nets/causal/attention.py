@@ -42,8 +42,11 @@ class Place:
     mask: Tensor | None
 
     @classmethod
-    def whole(cls, positions: Positions, length: int, window: int, like: Tensor) -> "Place":
-        """Of places 0 .. length - 1. The mask is [heads or 1, blocks, w, 2 w] if they are more than a window, see `_in_blocks`."""
+    def whole(cls, positions: Positions, length: int, window: int, like: Tensor, ahead: int = 0) -> "Place":
+        """Of places -ahead .. length - ahead - 1; nothing is added to tokens at negative ones.
+
+        The mask is [heads or 1, blocks, w, 2 w] if they are more than a window, see `_in_blocks`.
+        """
         place = torch.arange(length, device=like.device)
         if length <= window:
             query, key = place[:, None], place[None]
@@ -52,36 +55,38 @@ class Place:
             inner = torch.arange(2 * window, device=like.device)
             query, key = block + inner[:window, None], block - window + inner
         allowed = (key <= query) & (key > query - window) & (key >= 0)
-        bias = positions.bias(query, key, like.dtype)
+        bias = positions.bias(query - ahead, key - ahead, like.dtype)
         if bias is None and length > window:
             bias = like.new_zeros(1, *allowed.shape)
         mask = None if bias is None else bias.masked_fill(~allowed, -torch.inf)  # none: plainly causal
-        return cls(positions.added(place, like.dtype), positions.turns(place, like.dtype), mask)
+        return cls(positions.added(place[: length - ahead], like.dtype), positions.turns(place - ahead, like.dtype), mask)
 
 
 class Places:
-    """Places one by one, computed in runs. The bias of one is per slot of the ring, [heads, min(place + 1, window)]."""
+    """Places one by one from -ahead on, computed in runs. The bias of one is per slot of the ring, [heads, min(slot + 1, window)]."""
 
     RUN = 64
 
-    def __init__(self, positions: Positions, window: int, like: Tensor) -> None:
-        self.positions, self.window, self.like, self.first = positions, window, like, -1
+    def __init__(self, positions: Positions, window: int, like: Tensor, ahead: int = 0) -> None:
+        self.positions, self.window, self.like, self.ahead, self.first = positions, window, like, ahead, -1
+        self.end = math.inf if positions.longest is None else positions.longest + ahead
         self.added: Tensor | None = None
         self.turns: Tensor | None = None
 
     def __getitem__(self, place: int) -> Place:
-        at = place % self.RUN
-        if place - at != self.first:
-            self.first = place - at
-            end = min(self.first + self.RUN, self.positions.longest or math.inf)
-            run = torch.arange(self.first, end, device=self.like.device)
-            self.added, self.turns = self.positions.added(run, self.like.dtype), self.positions.turns(run, self.like.dtype)
+        slot = place + self.ahead
+        at = slot % self.RUN
+        if slot - at != self.first:
+            self.first = slot - at
+            run = torch.arange(self.first, min(self.first + self.RUN, self.end), device=self.like.device) - self.ahead
+            self.added, self.turns = self.positions.added(run.clamp_min(0), self.like.dtype), self.positions.turns(run, self.like.dtype)
         added, turns = None if self.added is None else self.added[at], None if self.turns is None else self.turns[at]
-        return Place(added, turns, self._bias(place) if self.positions.kind == "alibi" else None)
+        return Place(added, turns, self._bias(slot) if self.positions.kind == "alibi" else None)
 
-    def _bias(self, place: int) -> Tensor | None:
-        slot = torch.arange(min(place + 1, self.window), device=self.like.device)
-        return self.positions.bias(torch.full_like(slot, place), place - (place - slot) % self.window, self.like.dtype)
+    def _bias(self, newest: int) -> Tensor | None:
+        slot = torch.arange(min(newest + 1, self.window), device=self.like.device)
+        query, key = torch.full_like(slot, newest), newest - (newest - slot) % self.window
+        return self.positions.bias(query - self.ahead, key - self.ahead, self.like.dtype)
 
 
 @dataclass

@@ -52,11 +52,12 @@ class FeedForward(nn.Module):
 
 @dataclass
 class Context:
-    """What is given, as the net uses it: the start token [n, width], an embedding [n, width] for film, and
-    keys and values of a memory for each block [n, 2, heads, S, d] with the places that are filled [n, S]."""
+    """What is given, as the net uses it: the start token [n, width], an embedding [n, width] for film, tokens that stand
+    ahead [n, ahead, width], and keys and values of a memory for each block [n, 2, heads, S, d] with the places that are filled [n, S]."""
 
     start: Tensor
     film: Tensor | None = None
+    ahead: Tensor | None = None
     memory: list[Tensor] | None = None
     filled: Tensor | None = None
 

@@ -6,7 +6,9 @@
 
 Entries of a grid go by row, column, channel. A sequence's tokens may hold the hashed n-grams that
 end there (see `NGrams`), which need not be learnt by attention then. `given` enters by the start
-token, or by scale and shift of every norm (film), or is a sequence to attend to (cross).
+token, or by scale and shift of every norm (film), or is a sequence to attend to (cross), or stands
+before the first entry (prefix): tokens at places -1, -2, ..., that all entries attend to, one of a label or a
+vector, of a sequence one for each symbol that a reader encodes (zero where it is padded).
 
 References:
     | Attention is all you need (Vaswani et al., 2017) | https://arxiv.org/abs/1706.03762
@@ -14,7 +16,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ _NGRAMS = {  # longest n-gram, buckets per table, width of tables
     "base": (6, 65536, 128),
 }
 _ATTENTIONS = ("full", "local", "linear")
-_WAYS = ("start", "film", "cross")
+_WAYS = ("start", "film", "cross", "prefix")
 
 
 @dataclass
@@ -74,7 +76,7 @@ class CausalTransformer(CausalNet):
         positions: "rotary", "learned", "sinusoidal" or "alibi".
         attention: "full", "local" (within `window` entries) or "linear".
         ngrams: longest n-gram in a token of a sequence; 1 for symbols alone.
-        given_by: "start", "film" or, of a sequence, "cross".
+        given_by: "start", "film", "prefix" or, of a sequence, "cross".
         subwords: whether tokens of a text are embedded by the n-grams of their spelling, too.
 
     Raises: UsageError for unknown words and combinations that mean nothing.
@@ -113,16 +115,18 @@ class CausalTransformer(CausalNet):
         positions = positions or ("learned" if space.layout == "columns" else "rotary")
         attention = attention or ("full" if window is None else "local")
         given_by = _way(given, given_by)
-        _check(width, heads, kv_heads, norm, ffn, positions, attention)
-        self.space, self.window = space, (window or max(2, space.dims // 2)) if attention == "local" else space.dims
+        _check(width, heads, kv_heads, norm, ffn, positions, attention, given_by)
+        read = given is not None and given.layout == "sequence" and given_by in ("cross", "prefix")
+        self.ahead = 0 if given is None or given_by != "prefix" else 1 + given.dims if read else 1
+        self.space, self.window = space, (window or max(2, space.dims // 2)) if attention == "local" else self.ahead + space.dims
 
         longest, buckets, inner = _NGRAMS[size]
         longest = longest if ngrams is None else ngrams
         spelt, grams = spellings(space, subwords), (space.supports[0].levels, longest, buckets, inner, width, gram_dropout)
         self.tokens = NGrams(*grams, spelt) if text and longest > 1 else Tokens(space, width, spelt)
         self.start = nn.Embedding(1, width)
-        self.given = Conditioner(given if given_by in ("start", "film") else None, width)
-        self.given_by, self.reader = given_by, Reader(given, width) if given is not None and given_by == "cross" else None
+        self.given = Conditioner(None if read else given, width)
+        self.given_by, self.reader = given_by, Reader(given, width) if given is not None and read else None
         self.positions = Positions(space, positions, width=width, heads=heads, head_width=width // heads)
 
         def attend() -> SoftmaxAttention | LinearAttention:
@@ -137,18 +141,19 @@ class CausalTransformer(CausalNet):
         self.order, self.longest = raster(space), self.positions.longest
         relative = attention == "local" and positions in ("rotary", "alibi")
         self.reach = depth * (self.window - 1) + max(1, longest) if text and relative else None
-        self.room = self.positions.longest
+        self.room = space.dims if self.ahead and text else self.positions.longest
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         entries = x.movedim(1, -1) if self.space.layout == "grid" else x
         context, h = self._context(len(x), given), before(self.tokens, entries.flatten(1), len(self.space.supports))
         h = torch.cat([h[:, :1] + context.start[:, None], h[:, 1:]], 1)
         self._check_end(h.shape[1])
-        place = Place.whole(self.positions, h.shape[1], self.window, h)
+        place = Place.whole(self.positions, self.ahead + h.shape[1], self.window, h, self.ahead)
         h = h if place.added is None else h + place.added
+        h = h if context.ahead is None else torch.cat([context.ahead, h], 1)
         for i, block in enumerate(self.blocks):
             h = block(h, place, context, i)
-        parameters = self.last(self.norm(h, context.film)).unflatten(1, entries.shape[1:])
+        parameters = self.last(self.norm(h[:, self.ahead :], context.film)).unflatten(1, entries.shape[1:])
         return parameters.movedim(-2, 1) if self.space.layout == "grid" else parameters
 
     def _check_end(self, end: int) -> None:
@@ -159,18 +164,26 @@ class CausalTransformer(CausalNet):
         start = self.start.weight.expand(n, -1)
         if self.reader is not None:
             memory, filled = self.reader(required(given))
+            if self.ahead:
+                return Context(start, ahead=memory * filled[..., None])
             known = [block.cross.read(memory) for block in self.blocks if block.cross is not None]
             return Context(start, memory=known, filled=filled)
         embedding = self.given(given, n)
-        if embedding is not None and self.given_by == "start":
-            return Context(start + embedding)
+        if embedding is not None and self.given_by != "film":
+            return Context(start, ahead=embedding[:, None]) if self.ahead else Context(start + embedding)
         return Context(start, film=embedding)
 
     def init_state(self, n: int, given: Tensor | None = None) -> TransformerState:
         weight = self.start.weight
         history = no_history(self.tokens, n, weight.device)
         caches, blocks = [block.attention.init(n) for block in self.blocks], [block.stepper(i) for i, block in enumerate(self.blocks)]
-        return TransformerState(self._context(n, given), caches, history, blocks, Places(self.positions, self.window, weight))
+        context, places = self._context(n, given), Places(self.positions, self.window, weight, self.ahead)
+        for i in range(self.ahead):
+            assert context.ahead is not None
+            h = context.ahead[:, i]
+            for block, cache in zip(blocks, caches, strict=True):
+                h = block(h, places[i - self.ahead], context, cache)
+        return TransformerState(replace(context, ahead=None), caches, history, blocks, places)
 
     def step(self, state: TransformerState, x_i: Tensor | None) -> tuple[TransformerState, Tensor]:
         self._check_end(state.entry + 1)
@@ -192,11 +205,11 @@ def _way(given: Space | None, way: str | None) -> str | None:
     if way not in _WAYS:
         raise UsageError(f"Unknown given_by '{way}'.", nearest(way, _WAYS))
     if way == "cross" and given.layout != "sequence":
-        raise UsageError(f"Only a sequence can be attended to, not {given.layout} data.", "Pass given_by='start' or 'film'.")
+        raise UsageError(f"Only a sequence can be attended to, not {given.layout} data.", "Pass given_by='start', 'film' or 'prefix'.")
     return way
 
 
-def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions: str, attention: str) -> None:
+def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions: str, attention: str, given_by: str | None) -> None:
     for name, word, known in (("norm", norm, NORMS), ("ffn", ffn, tuple(ACTIVATIONS)), ("attention", attention, _ATTENTIONS)):
         if word not in known:
             raise UsageError(f"Unknown {name} '{word}'.", nearest(word, known))
@@ -204,3 +217,5 @@ def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions
         raise UsageError(f"width={width}, heads={heads}, kv_heads={kv_heads} do not divide.", "Each must divide the one before.")
     if attention == "linear" and positions == "alibi":
         raise UsageError("Linear attention has no scores for alibi to bias.", "Pass positions='rotary'.")
+    if attention == "local" and given_by == "prefix":
+        raise UsageError("A local window loses sight of a prefix.", "Pass attention='full' or 'linear', or given_by='start'.")
