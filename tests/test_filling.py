@@ -122,12 +122,17 @@ def test_gaps_of_a_text_of_any_length_are_filled_from_both_sides(models):
     text = FOX * 5
     gaps = [4, 20, 21, 128, len(text) - 2]
     marked = bytes(ord("_") if i in gaps else byte for i, byte in enumerate(text))
-    filled = likely.fill(models / "text", marked, draws=2, particles=16)
-    assert [bytes(row.tolist()) for row in filled.x[:, 0]] == [text, text]
+    filled = likely.fill(models / "text", marked, particles=16)
+    assert bytes(filled.x[0, 0].tolist()) == text
     assert "windows of 128" in filled.how
     assert not filled.exact
-    (models / "draft.txt").write_bytes(marked)
-    assert torch.equal(likely.fill(models / "text", models / "draft.txt", draws=2, particles=16).x, filled.x)
+
+
+def test_a_text_is_read_from_its_file(models):
+    (models / "draft.txt").write_text("the qu_ck")
+    filled = likely.fill(models / "text", models / "draft.txt", draws=2, particles=2)
+    assert torch.equal(filled.x, likely.fill(models / "text", "the qu_ck", draws=2, particles=2).x)
+    assert filled.x.shape == (2, 1, 9)
 
 
 def test_a_mark_is_one_byte_whatever_it_is_spelt_as(models):
@@ -230,6 +235,25 @@ def test_a_dataframe_is_imputed(models):
     assert float(spelt["column1"][0]) == 0.5
     assert all(all(column) for column in spelt.values())
     assert filled.effective[0, 0] == torch.inf  # known columns lead
+
+
+def test_what_a_model_is_conditioned_on_comes_from_the_table_or_by_name(run, models, tmp_path):
+    likely.fit(
+        likely.load(str(models / "t.csv"), given="column2"), "autoregressive", size="tiny", steps=2, out=tmp_path / "m", progress=False
+    )
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("column3,column2,column1\n1,z,\n,z,0.5\n")
+    code, _, err = run("edit", tmp_path / "m", source, "--out", out)
+    assert code == 0, err
+    assert all(all(row) for row in csv.reader(io.StringIO(out.read_text())))
+    source.write_text("column3,column1\n1,\n")
+    code, _, err = run("edit", tmp_path / "m", source, "--out", out, "--overwrite")
+    assert (code, "--given column2" in err) == (2, True), err
+    code, _, err = run("edit", tmp_path / "m", source, "--out", out, "--overwrite", "--given", "column2=z")
+    assert code == 0, err
+    source.write_text("column3,column2,column1\n1,,\n")
+    code, _, err = run("edit", tmp_path / "m", source, "--out", out, "--overwrite")
+    assert (code, "column2" in err) == (3, True), err
 
 
 @pytest.mark.parametrize(

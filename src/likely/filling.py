@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from likely import sources, store
 from likely.errors import UsageError
+from likely.evaluation.measure import device_of
 from likely.inputs import READING, as_given, as_model, built_in_test, check_options, reading_options
 from likely.model import Fillable, Filled, Model, expand_given
 from likely.noise import seeded
@@ -122,6 +123,12 @@ class _Case:
     how: dict[str, Any]
     reading: dict[str, Any]
 
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None) -> Filled:
+        """One draw of rows, where the model is; what comes back is where x is."""
+        there = device_of(self.model)
+        part = self.model.fill(x.to(there), known.to(there), None if given is None else given.to(there), **self.how)
+        return replace(part, x=part.x.to(x), effective=part.effective.to(x.device))
+
 
 def _read(
     model: Model | str | Path, source: Any, known: Any, given: Any, gap: str, boxes: Sequence[sources.Box], how: dict[str, Any]
@@ -156,14 +163,14 @@ def _filled_rows(case: _Case, draws: int, tick: Tick) -> Filled:
     x, known, given = (None if v is None else v.repeat(draws, *[1] * (v.ndim - 1)) for v in (case.gapped.x, case.gapped.known, case.given))
     assert x is not None
     assert known is not None
-    effective, done, parts = torch.full((len(x),), math.inf, dtype=torch.float64), 0, []
+    effective, done, parts = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device), 0, []
     _, mask = known.flatten(1).unique(dim=0, return_inverse=True)
     rows = mask.argsort(stable=True)
     rows = rows[~known.flatten(1).all(1)[rows]]
     filled = x.clone()
     for some in rows.split(max(1, _BATCH // case.model.space.dims)):
-        part = case.model.fill(x[some], known[some], None if given is None else given[some], **case.how)
-        filled[some], effective[some] = part.x[0], part.effective[0].cpu()
+        part = case.fill(x[some], known[some], None if given is None else given[some])
+        filled[some], effective[some] = part.x[0], part.effective[0]
         parts, done = [*parts, part], done + len(some)
         tick(done, len(rows))
     return _as_one(filled.view(draws, -1, *x.shape[1:]), effective.view(draws, -1), parts)
@@ -182,16 +189,16 @@ def _filled_text(case: _Case, draws: int, tick: Tick) -> Filled:
         raise UsageError(f"The text has {length} symbols, {window} are the most.", "Shorten it.")
     given = None if case.given is None else case.given.expand(draws, *case.given.shape[1:])
     x, left, parts = text.expand(draws, -1).clone(), (~known).nonzero()[:, 0].tolist(), []
-    effective, total = torch.full((draws,), math.inf, dtype=torch.float64), len(left)
+    effective, total = torch.full((draws,), math.inf, dtype=torch.float64, device=text.device), len(left)
     while left:
         begin = max(0, min(left[0] - window // 2, length - window))
         end = length if begin + window >= length else max(left[0] + 1, begin + window - window // 4)
         seen = slice(begin, min(begin + window, length))
-        still = ~torch.isin(torch.arange(length), torch.tensor(left))
-        part = case.model.fill(*_windowed(case, x[:, seen], still[seen]), given, **case.how)
+        settled = torch.ones(length, dtype=torch.bool, device=text.device).index_fill(0, torch.tensor(left, device=text.device), False)
+        part = case.fill(*_windowed(case, x[:, seen], settled[seen]), given)
         now = [place for place in left if place < end]
         x[:, now] = part.x[0][:, [place - begin for place in now]]
-        effective, parts, left = torch.minimum(effective, part.effective[0].cpu()), [*parts, part], left[len(now) :]
+        effective, parts, left = torch.minimum(effective, part.effective[0]), [*parts, part], left[len(now) :]
         tick(total - len(left), total)
     filled = _as_one(x[:, None], effective[:, None], parts)
     return filled if length <= window else replace(filled, exact=False, how=f"{filled.how}, in windows of {window} symbols")

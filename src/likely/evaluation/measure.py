@@ -45,7 +45,7 @@ def evaluate(
     config = getattr(model, "config", {})
     row = Row(model=config.get("model", type(model).__name__.lower()), size=model.size, seed=seed, options=config.get("options", {}))
     row.data, row.given = data.name, given_name(data) if model.given_space is not None else None
-    row.device = _device(model).type
+    row.device = device_of(model).type
     row.parameters = sum(t.numel() for t in model.parameters()) or sum(t.numel() for t in model.buffers())
     with torch.no_grad():
         if isinstance(model, Likelihood):
@@ -55,7 +55,7 @@ def evaluate(
         row.samples_per_s = len(drawn) / taken
         floors = reference if len(drawn) == len(test) else None
         row.quality = quality(data if drawn.given is not None else data.unconditional(), drawn, reference=floors, seed=seed)
-    row.peak_memory_mib = peak_memory_mib(_device(model))
+    row.peak_memory_mib = peak_memory_mib(device_of(model))
     model.train(was_training)
     return row
 
@@ -89,7 +89,7 @@ def log_prob(model: Likelihood, split: Split, *, draws: int = 1, seed: int = 0, 
     """`model.log_prob` of a split in chunks of bounded memory, the same numbers as at once: of all its examples,
     or of the first of them, no fewer than 100, if `seconds` are spent before."""
     rows, begin, parts = max(1, _ENTRIES // (draws * model.space.dims)), time.perf_counter(), []
-    for x, given in _on(_device(model), split, model, rows):
+    for x, given in _on(device_of(model), split, model, rows):
         parts.append(model.log_prob(x, given, draws=draws, seed=seed))
         if time.perf_counter() - begin > seconds and len(parts) * rows >= _FEW:
             break
@@ -123,7 +123,7 @@ def _score(row: Row, model: Likelihood, data: Data, seed: int, seconds: float) -
 
 def draw(model: Model, given: Tensor | None, n: int, seed: int, seconds: float = math.inf) -> tuple[Split, float]:
     """(n examples of the model, or fewer if they would take more than `seconds`; on the CPU; the seconds they took)."""
-    device, begin, parts, count = _device(model), time.perf_counter(), [], 0
+    device, begin, parts, count = device_of(model), time.perf_counter(), [], 0
     with seeded(seed):
         while count < n:
             more = slice(count, min(n, count + max(_FIRST, count)))  # as many again as there are
@@ -134,7 +134,8 @@ def draw(model: Model, given: Tensor | None, n: int, seed: int, seconds: float =
     return Split(torch.cat(parts), None if given is None else given[:count]), time.perf_counter() - begin
 
 
-def _device(model: object) -> torch.device:
+def device_of(model: object) -> torch.device:
+    """Where a model's numbers are."""
     assert isinstance(model, torch.nn.Module)
     tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
     return torch.device("cpu") if tensor is None else tensor.device
