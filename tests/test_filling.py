@@ -161,7 +161,7 @@ def test_texts_that_cannot_be_filled_are_refused(models):
 def test_a_text_is_edited_and_printed(run, models, tmp_path):
     code, out, err = run("edit", models / "text", "--text", "the quick br_wn fox")
     assert (code, out) == (0, "the quick brown fox\n"), err
-    assert "1 unknown entries" in err
+    assert "1 unknown entry of 1 example, filled approx" in err
     assert "particles" in err
     source = tmp_path / "in.txt"
     source.write_bytes(b"the qu__k brown\r\n\xff_ox")

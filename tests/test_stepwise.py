@@ -309,6 +309,18 @@ def test_a_stop_ends_a_text_and_only_what_is_returned_counts(stops):
     assert tail(torch.tensor(padded), torch.tensor(list(masses)), torch.tensor(list(masses.values())).double()) > 1e-4
 
 
+def test_a_beam_finds_the_likeliest_texts_that_stop():
+    made = model(SPACES["sequence"], "rnn")
+    x, p = pmf(made)
+    masses: dict[tuple[int, ...], float] = {}
+    for row, mass in zip(x.tolist(), p.tolist(), strict=True):
+        masses[cut(row, ["1", "20"])] = masses.get(cut(row, ["1", "20"]), 0.0) + mass
+    best = sorted(masses, key=masses.__getitem__, reverse=True)[:4]
+    found = made.sample(4, beam=81, stop=[torch.tensor([1]), torch.tensor([2, 0])], with_log_prob=True)
+    assert [tuple(row) for row in found.x.tolist()] == best
+    torch.testing.assert_close(found.log_prob.exp(), torch.tensor([masses[row] for row in best]).double(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_stop_is_looked_for_after_the_prompt():
     made = model(SPACES["sequence"], "rnn")
     stop = torch.tensor([1, 1])
@@ -330,8 +342,6 @@ def test_stops_that_cannot_be_are_refused():
     made = model(SPACES["sequence"])
     with pytest.raises(UsageError, match="empty string"):
         made.sample(1, stop=torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(UsageError, match="Beam search"):
-        made.sample(1, stop=torch.tensor([1]), beam=3, length=2)
     with pytest.raises(UsageError, match="no prompt or length"):
         model(SPACES["grid"]).sample(1, stop=torch.tensor([0]))
 

@@ -76,21 +76,19 @@ class Ancestral(Primed, Fillable, ABC):
         Returns: a tensor [n, *shape], with a prompt or a length [n, m + length], with a stop at most so long; or a `Sampled` with it.
         """
         keep, given = Filter(temperature, top_k, top_p, min_p, typical, greedy), expand_given(given, n)
-        length = self._up_to(prompt, length, stop, beam)
+        length = self._up_to(prompt, length, stop)
         prompt = self._prompt(prompt, length, n)
         with evaluating(self):  # type: ignore[arg-type]
             if beam is not None:
-                drawn = self._likeliest(n, given, beam, prompt, length)
+                drawn = self._likeliest(n, given, beam, prompt, length, stop)
             elif length is not None:
                 drawn = self._text(given, keep, prompt, length, stop, with_log_prob)
             else:
                 drawn = self._examples(n, given, keep, prompt, with_log_prob)
         return drawn if with_log_prob else drawn.x
 
-    def _up_to(self, prompt: Tensor | None, length: int | None, stop: Any, beam: int | None) -> int | None:
+    def _up_to(self, prompt: Tensor | None, length: int | None, stop: Any) -> int | None:
         """How far a text goes on that may stop before: as asked for, or to the length of the space."""
-        if stop is not None and beam is not None:
-            raise UsageError("Beam search ends where it is told, not at a string.", "Pass length, and leave stop out.")
         if stop is None or length is not None:
             return length
         return max(0, self.space.dims - (0 if prompt is None else prompt.shape[-1]))
@@ -153,7 +151,9 @@ class Ancestral(Primed, Fillable, ABC):
             stops.take(symbols)
             yield symbols.masked_fill(ended, MISSING), parameters
 
-    def _likeliest(self, n: int, given: Tensor | None, width: int, prompt: Tensor | None, length: int | None) -> Sampled:
+    def _likeliest(
+        self, n: int, given: Tensor | None, width: int, prompt: Tensor | None, length: int | None, stop: Tensor | Sequence[Tensor] | None
+    ) -> Sampled:
         """One search for all where nothing differs between rows, else one for each row."""
         entries = None if prompt is None or length is None else prompt.shape[1] + length
         if entries is not None and entries > self.space.dims:
@@ -164,7 +164,7 @@ class Ancestral(Primed, Fillable, ABC):
         if alike and n > width:
             raise UsageError(f"A beam of {width} finds {width} examples, not {n}.", f"Pass beam={n} or more.")
         rows = [slice(0, 1)] if alike else [slice(i, i + 1) for i in range(n)]
-        found = [self.conditionals.search(width, _rows(given, r), _rows(prompt, r), entries) for r in rows]
+        found = [self.conditionals.search(width, _rows(given, r), _rows(prompt, r), entries, stop) for r in rows]
         most = n if alike else 1
         x, nats, filtered = (torch.cat([v[:most] for v in values]) for values in zip(*found, strict=True))
         shape = self.space.shape if entries is None else (entries,)

@@ -7,6 +7,7 @@ References:
     | Turning up the heat: min-p sampling (Nguyen et al., 2024) | https://arxiv.org/abs/2407.01082
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,10 +110,16 @@ class Stops:
 
     def take(self, symbols: Tensor) -> None:
         """The next symbols [n]; `met` says which texts end with them, or have ended before."""
-        for i, symbol in enumerate(symbols.tolist()):
+        for i, symbol in enumerate(symbols.tolist() if self.stops else ()):
             text = self._latest[i] + self._spell(symbol)
             self.met[i] = self.met[i] or any(stop in text for stop in self.stops)
             self._latest[i] = text[max(0, len(text) - self._back) :]
+
+    def select(self, index: Tensor) -> "Stops":
+        """Those of the texts `index`."""
+        chosen, rows = copy.copy(self), index.tolist()
+        chosen._latest, chosen.met = [self._latest[i] for i in rows], [self.met[i] for i in rows]
+        return chosen
 
     def _spell(self, symbol: int) -> str:
         return self._vocabulary[symbol] if self._vocabulary else chr(symbol)

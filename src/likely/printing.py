@@ -78,7 +78,8 @@ def edited(done: "Edited", out: Path | None) -> None:
     written(iter(enumerate(done.texts if out is None else ())), len(done.texts))
     filled, words = done.filled, "exactly" if done.filled.exact else "approximately"
     where = "" if out is None else f" -> [bold]{out}[/]"
-    _errors.print(f"{done.entries} unknown entries of {done.examples} examples, filled {words}: {filled.how}{where}", soft_wrap=True)
+    what = f"{done.entries:,} unknown {'entry' if done.entries == 1 else 'entries'} of {done.examples:,} example{'s' * (done.examples > 1)}"
+    _errors.print(f"{what}, filled {words}: {filled.how}{where}", soft_wrap=True)
     least = filled.effective[filled.effective.isfinite()]
     if len(least):
         _errors.print(f"effective number of particles: {least.min():.1f} at least, {least.median():.1f} in the middle")

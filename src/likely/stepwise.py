@@ -16,18 +16,18 @@ References:
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from likely.decoding import UNFILTERED, Filter
+from likely.decoding import UNFILTERED, Filter, Stops
 from likely.errors import UsageError
 from likely.heads import Heads
 from likely.heads.base import gumbel_argmax
-from likely.space import Space
+from likely.space import MISSING, Space
 
 __all__ = ["Conditionals", "Drawn", "Stepping", "Strings", "Weighted", "select"]
 
@@ -224,15 +224,23 @@ class Conditionals:
 
     # -- the likeliest --------------------------------------------------------------------------
 
-    def search(self, width: int, given: Tensor | None = None, prompt: Tensor | None = None, entries: int | None = None) -> Drawn:
+    def search(
+        self,
+        width: int,
+        given: Tensor | None = None,
+        prompt: Tensor | None = None,
+        entries: int | None = None,
+        stop: Tensor | Sequence[Tensor] | None = None,
+    ) -> Drawn:
         """The likeliest examples that a beam of `width` finds, best first, [width or fewer, entries].
 
         Args:
             given: one row, or None; prompt: [1, m]; entries: in all, no more than the space has.
+            stop: strings that end a text, which then stays in the beam as it is, padded with -1.
 
         Raises: UsageError where an entry's values cannot be listed.
         """
-        state, last = self.net.init_state(1, given), None
+        state, last, stops = self.net.init_state(1, given), None, Stops([] if stop is None else stop, self.space, 1)
         total, drawn = torch.zeros(1, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.int64)
         for i, place in enumerate(self.order[:entries]):
             state, parameters = self.net.step(state, last)
@@ -241,10 +249,14 @@ class Conditionals:
                 drawn = torch.cat([drawn.to(last), last[:, None]], 1)
                 continue
             log_p = self._logits(place, parameters).double().log_softmax(-1)
+            ended = torch.tensor(stops.met, device=log_p.device)
+            log_p[ended] = torch.where(torch.arange(log_p.shape[1], device=log_p.device) > 0, -math.inf, 0.0).to(log_p)
             scores = (total.to(log_p)[:, None] + log_p).flatten()
             total, best = scores.topk(min(width, int((scores > -math.inf).sum())))
             row, last = best // log_p.shape[1], self.heads.value_at(self.support(place), best % log_p.shape[1])
-            state, drawn = select(state, row), torch.cat([drawn.to(last)[row], last[:, None]], 1)
+            state, drawn = select(state, row), torch.cat([drawn.to(last)[row], last.masked_fill(ended[row], MISSING)[:, None]], 1)
+            stops = stops.select(row)
+            stops.take(last)
         return Drawn(self._in_place(list(drawn.T)), total, total)
 
     # -- unknown entries ------------------------------------------------------------------------
