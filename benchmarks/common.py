@@ -81,6 +81,30 @@ def peer(script: str, *words: str) -> dict[str, Any]:
     return json.loads(run.stdout.strip().splitlines()[-1])
 
 
+def packed_bits(path: Path, columns: int) -> dict[str, Any]:
+    """int64 tensors [rows, columns] of the parts of a file of packed bits: train, valid, test."""
+    import numpy as np
+    import torch
+
+    with np.load(path) as file:
+        return {
+            part: torch.from_numpy(np.unpackbits(file[part], axis=1)[:, :columns].astype(np.int64)) for part in ("train", "valid", "test")
+        }
+
+
+def log_likelihood(model: Any, x: Any) -> Any:
+    """Exact nats of each row, [rows] float64, in pieces of bounded memory."""
+    import torch
+
+    with torch.no_grad():
+        return torch.cat([model.log_prob(part).nats.double() for part in x.split(250)])
+
+
+def of_test(nats: Any) -> dict[str, Any]:
+    """What is said of test rows by the nats of each."""
+    return {"value": nats.mean().item(), "stderr": nats.std().item() / len(nats) ** 0.5, "unit": "nats", "kind": "exact", "n": len(nats)}
+
+
 def steps_within(data: Any, model: str, seconds: float, **how: Any) -> int:
     """Training steps that take so many process-CPU seconds, by the difference of two short runs; a busy machine does not matter."""
     from likely.train import fit

@@ -8,9 +8,10 @@ import time
 
 import torch
 
-from common import emit, options, peer
+from common import emit, options, peer, steps_within
 
 OURS = ("autoregressive", "flow", "vae", "diffusion", "histogram", "gmm", "kde", "pca")
+CLOSED = ("histogram", "gmm", "kde", "pca")
 PEERS = ("zuko-nsf", "zuko-maf", "nflows-nsf")
 
 
@@ -20,8 +21,9 @@ def ours(name: str, seconds: float, seed: int) -> dict:
     from likely.train import fit
 
     data = likely.load("digits")
+    budget = {"minutes": seconds / 60} if name in CLOSED else {"steps": steps_within(data, name, seconds, threads=1)}
     start = time.process_time()
-    run = fit(data, name, minutes=seconds / 60, seed=seed, threads=1, progress=False)
+    run = fit(data, name, seed=seed, threads=1, progress=False, **budget)
     cpu = time.process_time() - start
     row = likely.evaluate(run.model, data, seed=seed)
     found = {k: getattr(row, k) for k in ("value", "unit", "kind", "how", "stderr", "n")}

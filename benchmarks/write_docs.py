@@ -1,4 +1,7 @@
-"""`docs/benchmarks.md` from `results/*.jsonl`: nothing in that page is typed by hand."""
+"""`docs/benchmarks.md`, and the table of nets in `docs/families/autoregressive.md`, from `results/*.jsonl`.
+
+No figure of ours in those places is typed by hand; published ones stand here with their source.
+"""
 
 import json
 from collections import defaultdict
@@ -6,11 +9,37 @@ from pathlib import Path
 from statistics import mean, stdev
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 SYMBOLS = {"exact": "=", "lower bound": "<=", "numerical": "~", "estimate": "~"}
+PUBLISHED_MNIST = [  # model, authors, binarization, nats
+    ("NADE", "Larochelle and Murray, 2011", "static", 88.33),
+    ("MADE, 32 masks", "Germain et al., 2015", "static", 86.64),
+    ("DARN, a bound", "Gregor et al., 2014", "static", 84.13),
+    ("PixelCNN", "van den Oord et al., 2016", "static", 81.30),
+    ("PixelRNN", "van den Oord et al., 2016", "static", 79.20),
+    ("PixelSNAIL", "Chen et al., 2017", "dynamic", 78.61),
+]
+PUBLISHED_SETS = {"dna": "EoNADE -82.31", "mushrooms": "EoNADE -9.68"}
+
+
+# -- records and pages ----------------------------------------------------------------------------
 
 
 def records(name):
     return [json.loads(line) for line in (HERE / f"results/{name}.jsonl").read_text().splitlines()]
+
+
+def newest(name, *keys):
+    """The latest record of each combination of some of its fields."""
+    return list({tuple(r[key] for key in keys): r for r in records(name)}.values())
+
+
+def by(name, row, column):
+    """{row: {column: latest record}}."""
+    found = defaultdict(dict)
+    for r in records(name):
+        found[r[row]][r[column]] = r
+    return found
 
 
 def machine_line(record):
@@ -22,21 +51,36 @@ def table(head, rows):
     return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]])
 
 
+def section(title, text, head, rows, record):
+    """A heading, what was measured and how, the table, and the machine."""
+    return "\n\n".join([f"## {title}", text, table(head, rows), f"_{machine_line(record)}; {record['threads']} thread._"])
+
+
+def value_of(r, digits=2):
+    return f"{SYMBOLS[r['kind']]} {r['value']:.{digits}f} ± {r['stderr']:.{digits}f}"
+
+
+def replace_between(path, name, text):
+    """Write the part of a page that stands between two comments."""
+    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    before, rest = path.read_text().split(begin)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+# -- sections -------------------------------------------------------------------------------------
+
+
 def loop_overhead():
-    newest = {r["model"]: r for r in records("loop_overhead")}
+    found = newest("loop_overhead", "model")
     rows = [
-        [m, f"{r['bare_ms_per_step']:.2f}", f"**{r['ratio']:.2f}**", ", ".join(f"{x:.2f}" for x in r["ratios"])] for m, r in newest.items()
+        [r["model"], f"{r['bare_ms_per_step']:.2f}", f"**{r['ratio']:.2f}**", ", ".join(f"{x:.2f}" for x in r["ratios"])] for r in found
     ]
-    lines = [
-        "## The loop",
+    text = (
         "CPU seconds per step of `likely.fit` over a bare torch loop (index, forward, backward, fused AdamW) with the same tiny model "
-        "and batch on digits; median of three alternating pairs "
-        "of at least 400 steps. Ours includes clipping, averaging, NaN checks, validation and reports. "
-        "`make bench-setup && python benchmarks/loop_overhead.py`",
-        table(["model", "bare ms/step", "ratio", "pairs"], rows),
-        f"_{machine_line(next(iter(newest.values())))}; {next(iter(newest.values()))['threads']} thread._",
-    ]
-    return "\n\n".join(lines)
+        "and batch on digits; median of three alternating pairs of at least 400 steps. "
+        "Ours includes clipping, averaging, NaN checks, validation and reports. `make bench-setup && python benchmarks/loop_overhead.py`"
+    )
+    return section("The loop", text, ["model", "bare ms/step", "ratio", "pairs"], rows, found[0])
 
 
 def digits():
@@ -67,14 +111,136 @@ def digits():
     return "\n\n".join(sections)
 
 
+def binarized_mnist():
+    found = newest("binarized_mnist", "model", "budget_cpu_seconds")
+    rows = [(nats, [f"{name} ({who})", f"{nats:.2f}", kind, "", "", ""]) for name, who, kind, nats in PUBLISHED_MNIST]
+    for r in found:
+        options = ", ".join(f"{name} {value}" for name, value in r["options"].items() if name != "threads")
+        cells = [f"**likely, {r['model']}**", f"**{value_of(r)}**", "static", f"{r['cpu_seconds']:.0f}", f"{r['parameters']:,}", options]
+        rows.append((r["value"], cells))
+    text = (
+        "Test negative log-likelihood in nats per image, lower is better. Ours: the static binarization of Larochelle, 50,000 / 10,000 / "
+        "10,000 images, exact, settings chosen on validation images. Others: as published, on the binarization that is named; budgets "
+        "not known. `python benchmarks/binarized_mnist.py --nets NET --seconds S`"
+    )
+    head = ["model", "nats", "binarization", "CPU s", "parameters", "options"]
+    return section("Binarized MNIST", text, head, [row for _, row in sorted(rows)], found[-1])
+
+
+def image_sampling():
+    found = sorted(newest("image_sampling", "model", "batch"), key=lambda r: (r["batch"], -r["ratio"]))
+    rows = [
+        [
+            r["model"],
+            str(r["batch"]),
+            f"{r['full_seconds']:.2f}",
+            f"{r['cached_seconds']:.3f}",
+            f"**{r['ratio']:.1f}**",
+            f"{r['parameters']:,}",
+        ]
+        for r in found
+    ]
+    text = (
+        "Binary images of 28x28: by a whole forward pass per pixel, and by `step`, which computes what is new alone. "
+        "CPU seconds, the same net, size `small`. `python benchmarks/image_sampling.py`"
+    )
+    return section("Drawing images", text, ["net", "images", "whole passes, s", "steps, s", "ratio", "parameters"], rows, found[-1])
+
+
+def binary_density():
+    families, rows = ["gmm", "ngram", "histogram"], []
+    for name, models in by("binary_density", "set", "model").items():
+        ours = max((r for label, r in models.items() if label not in families), key=lambda r: r["valid"])
+        cells = [f"{r['value']:.2f} ± {r['stderr']:.2f}" if r else "" for r in (ours, *(models.get(f) for f in families))]
+        which = f"{ours['model']} ({ours['cpu_seconds']:.0f} s)"
+        rows.append([name, f"{ours['rows']:,}", str(ours["columns"]), f"**{cells[0]}**", which, *cells[1:], PUBLISHED_SETS.get(name, "")])
+    text = (
+        "Mean test log-likelihood in nats, higher is better; fixed splits, exact. Of several candidates of `autoregressive`, each trained "
+        "for the same CPU seconds, the best on the validation split is scored on the test split. "
+        "Published figures where they could be checked. `python benchmarks/binary_density.py`"
+    )
+    head = ["set", "rows", "columns", "autoregressive", "which", *families, "published"]
+    return section("Binary density sets", text, head, rows, records("binary_density")[-1])
+
+
+def tables():
+    families, rows = ["autoregressive", "gmm", "histogram"], []
+    for name, models in by("tables", "table", "model").items():
+        best = min(models.values(), key=lambda r: r["value"])
+        cells = [f"{value_of(models[f])} ({models[f]['cpu_seconds']:.0f} s)" for f in families]
+        cells[families.index(best["model"])] = f"**{cells[families.index(best['model'])]}**"
+        rows.append([name, f"{best['rows']:,}", str(best["columns"]), f"{best['n']:,}", *cells])
+    text = (
+        "Held-out bits per row, lower is better, and the CPU seconds of training; defaults, the loader's split (a fifth is test). "
+        "`python benchmarks/tables.py`"
+    )
+    return section("Tables", text, ["table", "training rows", "columns", "test rows", *families], rows, records("tables")[-1])
+
+
+def nanogpt():
+    r = records("nanogpt")[-1]
+    one, many = r["chars_per_s"], r["chars_per_s_64"]
+    rows = [[f"ms/step, {name}", f"{ms:.1f}"] for name, ms in r["ms_per_step"].items()]
+    rows.append(["steps/s, ours over nanoGPT's", f"**{r['step_ratio']:.2f}**"])
+    rows += [[f"characters/s, one stream, {name}", f"{speed:,.0f}"] for name, speed in one.items()]
+    rows += [[f"ours over that of {name}", f"**{one['ours'] / one[name]:.2f}**"] for name in one if name != "ours"]
+    rows += [[f"characters/s, 64 streams, {name}", f"{speed:,.0f}"] for name, speed in many.items()]
+    rows += [[f"ours over that of {name}", f"**{many['ours'] / many[name]:.2f}**"] for name in many if name != "ours"]
+    trained = next((r["trained"] for r in reversed(records("nanogpt")) if "trained" in r), {})
+    for name, t in trained.items():
+        rows.append([f"nats/character after {r['steps']} steps, {name} ({t['cpu_seconds']:.0f} CPU s)", f"{t['nats_per_char']:.3f}"])
+    text = (
+        "4 layers, 4 heads, 128 wide, windows of 64 characters, batches of 12, on tinyshakespeare, tested on its last tenth; CPU seconds, "
+        "medians of turns in one process. `python benchmarks/nanogpt.py --nanogpt CLONE --text tinyshakespeare.txt --train`"
+    )
+    return section("nanoGPT's CPU setting", text, ["what", "measured"], rows, r)
+
+
+def text_compression():
+    parts = [
+        "## Text",
+        "Bits per byte of the last tenth of a text after the rest. `python benchmarks/text_compression.py TEXT --seconds S`",
+    ]
+    for r in newest("text_compression", "text"):
+        methods = {name: m for name, m in r.items() if isinstance(m, dict) and "bits" in m}
+        rows = [
+            [name, f"{m['bits']:.3f}" + (f" ± {m['stderr']:.3f}" if "stderr" in m else ""), f"{m.get('cpu_seconds', 0):.0f}"]
+            for name, m in sorted(methods.items(), key=lambda item: item[1]["bits"])
+        ]
+        parts += [f"### {r['text']}", table(["method", "bits/byte", "CPU s"], rows), f"_{machine_line(r)}._"]
+    return "\n\n".join(parts)
+
+
+def nets():
+    """The measured table of nets."""
+    rows, entries = [], {"grid": "pixels", "columns": "cells", "sequence": "bytes"}
+    for r in newest("nets", "layout", "net"):
+        sees = f"{r['sees']:.0%}" if r["sees"] <= 1 else f"{r['sees']:.0f} bytes"
+        speeds = [f"{r[key]:,.0f}" for key in ("entries_per_s", "entries_per_s_64")]
+        cells = [r["data"], f"`{r['net']}`", f"{r['parameters']:,}", sees, f"{r['ms_per_step']:.1f} ({r['batch']})"]
+        rows.append([*cells, f"{speeds[0]} {entries[r['layout']]}", speeds[1], f"{value_of(r, 3)} {r['unit']}"])
+    one = records("nets")[-1]
+    head = ["data", "net", "parameters", "sees", "ms/step (batch)", "drawn/s, 1 stream", "64 streams", "test"]
+    how = f"_{one['budget_cpu_seconds']:g} CPU seconds of training each. {machine_line(one)}; {one['threads']} thread._"
+    return f"{table(head, rows)}\n\n{how}"
+
+
+SECTIONS = (loop_overhead, digits, binarized_mnist, image_sampling, binary_density, tables, nanogpt, text_compression)
+
+
+def measured(part):
+    return (HERE / f"results/{part.__name__}.jsonl").exists()
+
+
 def main():
     parts = [
         "# Benchmarks",
         "Generated by `make docs-benchmarks` from `benchmarks/results/*.jsonl`. Ratios matter; absolute times depend on the machine.",
-        loop_overhead(),
-        digits(),
+        *(part() for part in SECTIONS if measured(part)),
     ]
-    (HERE.parent / "docs/benchmarks.md").write_text("\n\n".join(parts) + "\n")
+    (DOCS / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
+    if measured(nets):
+        replace_between(DOCS / "families/autoregressive.md", "nets", nets())
 
 
 if __name__ == "__main__":

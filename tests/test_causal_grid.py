@@ -80,19 +80,21 @@ def test_pixelcnn_plus_plus_halves_large_grids():
     assert resolutions == {8: 1, 12: 2, 16: 2, 27: 1, 28: 3, 32: 3}
 
 
+@pytest.mark.parametrize("levels", [2, 3])
 @pytest.mark.parametrize("ordering", [0, 1, 2])
-def test_orderings_of_made(ordering):
-    """Each sees exactly what it has before, and steps as the whole."""
-    space = Space.grid(2, 2, 3, 3)
-    made, x = built(space, "made", orderings=3), torch.randint(3, (4, *space.shape))
+def test_orderings_of_made(ordering, levels):
+    """Each sees exactly what it has before, and steps as the whole; entries of two levels are connected to outputs."""
+    space = Space.grid(2, 2, 3, levels)
+    made, x = built(space, "made", orderings=3), torch.randint(levels, (4, *space.shape))
     natural = made.order.tolist()
+    assert (made.direct is not None) == (levels == 2)
     with made.under(ordering):
         whole, order = made(x).flatten(1, -2), made.order.tolist()
         assert (order == natural) == (ordering == 0)
         state, last = made.init_state(4), None
         for i, place in enumerate(order):
             other = x.flatten(1).clone()
-            other[:, place] = (other[:, place] + 1) % 3
+            other[:, place] = (other[:, place] + 1) % levels
             changed = (made(other.view_as(x)).flatten(1, -2) != whole).any(-1).any(0)
             assert torch.equal(changed[order], torch.arange(space.dims) > i)
             state, stepped = made.step(state, last)

@@ -52,7 +52,7 @@ class MaskedLinear(nn.Linear):
             self.weight.mul_((len(source) / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
 
     def masked(self, input: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        return F.linear(input, self.weight * (source <= target[:, None]), self.bias)
+        return F.linear(input, torch.where(source <= target[:, None], self.weight, 0.0), self.bias)
 
     def part(self, input: Tensor, rows: slice) -> Tensor:
         """Some targets, from the first sources: those that `input` holds."""
@@ -93,6 +93,7 @@ class MADE(CausalNet):
     """Causal net of a table or grid: x [B, *shape] -> parameters [B, *shape, out].
 
     Args:
+        dropout: of the units inside of blocks, and of those that the outputs read.
         orderings: of the entries: the natural one, and others drawn at random. Training takes another one at each
             step; otherwise `under` says which.
         direct: connections from entries to outputs; by default where all entries have two values.
@@ -119,12 +120,12 @@ class MADE(CausalNet):
         preset = _SIZES[size]
         width = max(width or preset[0], space.dims)  # a unit of each degree, at least: else an entry would not see the latest ones
         depth, dropout = preset[1] if depth is None else depth, preset[2] if dropout is None else dropout
-        self.space, self.out = space, out
+        self.space, self.out, self.dropout = space, out, dropout
         self.orderings, self.orders = orderings, _orders(raster(space), orderings)
         self.ordering, self.order = 0, self.orders[0]
         degree, rank = torch.arange(width) * space.dims // width, self.orders.argsort(1)  # degree 0 sees nothing
-        self.register_buffer("degree", degree, persistent=False)
-        self.register_buffer("rank", rank, persistent=False)
+        self.register_buffer("degree", degree.int(), persistent=False)  # small: masks are made of comparisons at each step
+        self.register_buffer("rank", rank.int(), persistent=False)
         self.tokens, self.given = tokens_of(space, _TOKEN), Conditioner(given, width)
         self.first = MaskedLinear(self._ranks(rank[0])[0], degree)
         self.blocks = nn.ModuleList(Block(degree, dropout) for _ in range(depth))  # type: ignore[assignment]
@@ -152,7 +153,7 @@ class MADE(CausalNet):
         h = h if embedding is None else h + embedding
         for block in self.blocks:
             h = block(h, self.degree)
-        parameters = self.last.masked(F.silu(h), self.degree, target)
+        parameters = self.last.masked(F.dropout(F.silu(h), self.dropout, self.training), self.degree, target)
         if self.direct is not None:
             parameters = parameters + self.direct.masked(tokens, source, target)
         return parameters.view(*x.shape, self.out)
