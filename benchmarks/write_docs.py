@@ -167,7 +167,7 @@ def tables():
     families, rows = ["autoregressive", "gmm", "histogram"], []
     for name, models in by("tables", "table", "model").items():
         best = min(models.values(), key=lambda r: r["value"])
-        cells = [f"{value_of(models[f])} ({models[f]['cpu_seconds']:.0f} s)" for f in families]
+        cells = [f"{value_of(models[f])} ({models[f]['cpu_seconds']:.0f} s)" if f in models else "" for f in families]
         cells[families.index(best["model"])] = f"**{cells[families.index(best['model'])]}**"
         rows.append([name, f"{best['rows']:,}", str(best["columns"]), f"{best['n']:,}", *cells])
     text = (
