@@ -135,6 +135,11 @@ def test_a_text_is_read_from_its_file(models):
     assert filled.x.shape == (2, 1, 9)
 
 
+def test_several_texts_of_another_length_are_refused(models):
+    with pytest.raises(DataError, match=r"expected \[batch, 128\]"):
+        likely.fill(models / "text", torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5) > 0)
+
+
 def test_a_mark_is_one_byte_whatever_it_is_spelt_as(models):
     filled = likely.fill(models / "text", "the qu░░k brown_fox", gap="░")
     assert bytes(filled.x[0, 0].tolist()) == b"the quick brown_fox"
@@ -342,14 +347,17 @@ def test_masks_and_boxes_that_do_not_fit_are_refused(run, models, tmp_path):
         (["--box", "0,0,13,2"], 2, "not within the image, 12 x 12"),
         (["--box", "0,0,3"], 2, "not x0,y0,x1,y1"),
         ([], 2, "Nothing says which"),
-        (["--box", "0,0,3,3", "--particles", 0], 2, "0 particles"),
+        (["--box", "0,0,3,3", "--particles", 0], 2, "Of 0 particles"),
+        (["--box", "0,0,3,3", "--particles", 1], 2, "Of 1 particles"),
         (["--box", "0,0,3,3", "--text", "a_"], 2, "Both a file and a text"),
     ]:
         got, _, err = run("edit", models / "images", photo, *words, "--out", tmp_path / "out.png")
         assert (got, told in err) == (code, True), err
         assert len(err.strip().splitlines()) <= 2
     assert "Nothing says what to edit" in run("edit", models / "images")[2]
-    assert "Boxes are for images" in run("edit", models / "text", "--text", "a_", "--box", "0,0,1,1")[2]
+    assert "boxes are for images" in run("edit", models / "text", "--text", "a_", "--box", "0,0,1,1")[2]
+    assert "Masks and boxes" in run("edit", models / "table", models / "t.csv", "--mask", tmp_path / "mask.png")[2]
+    assert "cannot edit a text" in run("edit", models / "table", "--text", "a_")[2]
 
 
 def test_a_built_in_set_is_filled_by_its_name(tmp_path):

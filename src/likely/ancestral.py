@@ -191,8 +191,8 @@ class Ancestral(Primed, Fillable, ABC):
         """
         if known.shape != x.shape or known.dtype != torch.bool:
             raise UsageError(f"`known` is {known.dtype} of shape {tuple(known.shape)}, not bool of {tuple(x.shape)}.")
-        if particles < 1:
-            raise UsageError(f"{particles} particles cannot walk.", "Ask for one, or better for many.")
+        if particles < 2:
+            raise UsageError(f"Of {particles} particles none can be preferred to another.", "Ask for many.")
         x = torch.where(known, x, torch.zeros_like(x))
         self.space.check(x)
         if self.space.layout == "sequence" and not self.space.variable and bool((x < 0).any()):

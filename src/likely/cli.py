@@ -236,9 +236,9 @@ def edit(
 
     It says how it was filled: exactly, or by particles (more are better) and how many of them count.
     """
-    from likely import filling, printing, store
+    from likely import filling, inputs, printing
 
-    space = store.space_of(folder)
+    space = inputs.space_of(folder)
     out = out or (None if space.textual else Path(printing.default_name(space, "edited")))
     how = {"known": mask, "boxes": box or (), "gap": gap, "draws": draws, "given": given, "seed": seed, "overwrite": overwrite}
     how |= {} if particles is None else {"particles": particles}

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from likely import sources, store
 from likely.errors import UsageError
 from likely.evaluation.measure import device_of
-from likely.inputs import READING, as_given, as_model, built_in_test, check_options, reading_options
+from likely.inputs import READING, as_given, as_model, built_in_test, check_options, reading_options, space_of
 from likely.model import Fillable, Filled, Model, expand_given
 from likely.noise import seeded
+from likely.sources.files import suffix
 from likely.space import MISSING
 from likely.verbs import families_with
 
@@ -95,9 +96,11 @@ def edit(
     first column. A text stays as it is but for its gaps. Images are written as they are sampled: one as a picture of its own,
     several side by side, or in a folder.
     """
-    space = as_model(model).space
+    space = space_of(model)
     if (source is None) == (text is None):
         raise UsageError("Nothing says what to edit." if text is None else "Both a file and a text were passed.", "Pass a file, or --text.")
+    if text is not None and not space.textual:
+        raise UsageError(f"The model is of a {space}, and so cannot edit a text.", "Pass a file of such data.")
     if out is not None:
         sources.check_path(out, space, overwrite=overwrite)
     source = Path(source) if space.textual and isinstance(source, str) else source
@@ -153,7 +156,7 @@ def _drawn(case: _Case, draws: int, seed: int, tick: Tick | None) -> Filled:
         raise UsageError(f"Cannot draw {draws} times.", "Ask for at least one draw.")
     space, tick = case.model.space, tick or (lambda done, total: None)
     with seeded(seed), torch.no_grad():
-        if space.textual and case.gapped.x.shape[1:] != space.shape:
+        if space.textual and len(case.gapped.x) == 1 and case.gapped.x.shape[1:] != space.shape:
             return _filled_text(case, draws, tick)
         return _filled_rows(case, draws, tick)
 
@@ -216,10 +219,10 @@ def _windowed(case: _Case, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 def _write(filled: Filled, case: _Case, source: Any, out: Path, texts: tuple[bytes, ...], *, overwrite: bool) -> None:
     space = case.model.space
-    if space.layout == "columns" and sources.is_csv(source) and sources.is_csv(out):
+    if space.layout == "columns" and sources.is_csv(source) and suffix(Path(source)) == out.suffix.lower():
         draws = [_cells(x.cpu(), case) for x in filled.x]
         store.write_atomically(out, sources.patched_csv(Path(source), draws, case.reading.get("header")))
-    elif len(texts) == 1 and out.suffix:
+    elif len(texts) == 1 and out.suffix.lower() == ".txt":
         store.write_atomically(out, texts[0])
     else:
         sources.write(filled.x.flatten(0, 1), space, out, overwrite=overwrite)

@@ -10,8 +10,9 @@ from likely import sources, store
 from likely.dataset import Data
 from likely.errors import UsageError, nearest
 from likely.model import Model
+from likely.space import Space
 
-__all__ = ["READING", "as_data", "as_given", "as_model", "built_in_test", "card_of", "check_options", "reading_options"]
+__all__ = ["READING", "as_data", "as_given", "as_model", "built_in_test", "card_of", "check_options", "reading_options", "space_of"]
 
 READING = ("layout", "tile", "resize", "precision", "missing", "header")  # options of `load` that new data are read by, too
 
@@ -28,6 +29,11 @@ def as_data(source: Any, **read: Any) -> Data:
 def as_model(model: Model | str | Path) -> Model:
     """A model, or the one stored in a folder."""
     return model if isinstance(model, Model) else store.open_model(model)
+
+
+def space_of(model: Model | str | Path) -> Space:
+    """The space of a model, or of the one stored in a folder, which is not loaded."""
+    return model.space if isinstance(model, Model) else Space.from_json(store.read_config(model)["space"])
 
 
 def as_given(given: Any, model: Model) -> Tensor | None:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from likely.model import Model
-    from likely.space import Space
 
-__all__ = ["claim_folder", "open_model", "read_config", "save", "space_of", "write_atomically"]
+__all__ = ["claim_folder", "open_model", "read_config", "save", "write_atomically"]
 
 FORMAT = 1
 _PROBE = ".likely-"  # begins the name of a file that tries whether a folder can be written, perhaps another rank's
@@ -94,13 +93,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if config["format"] > FORMAT:
         raise StoreError(f"{folder} has format {config['format']}, newer than this version's {FORMAT}.", "Upgrade likely.")
     return config
-
-
-def space_of(folder: str | Path) -> "Space":
-    """The space of a stored model, without the model."""
-    from likely.space import Space
-
-    return Space.from_json(read_config(folder)["space"])
 
 
 def load_state(model: "Model", tensors: "dict[str, Tensor]") -> None:

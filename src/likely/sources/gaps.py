@@ -49,8 +49,8 @@ def gapped(
 
     Raises: DataError or UsageError for what cannot be read, does not fit, or has no gaps.
     """
-    if space.layout != "grid" and boxes:
-        raise UsageError(f"Boxes are for images, not for a {space}.")
+    if space.layout != "grid" and (boxes or isinstance(known, str | PathLike)):
+        raise UsageError(f"Masks and boxes are for images, not for a {space}.", _HINTS.get(space.layout, "").format(gap=gap))
     source = Split(source) if isinstance(source, Tensor) else source
     if isinstance(source, Split) and space.layout != "grid":
         found = Gapped(source.x, _is_known(known, source.x, space), source.given)
