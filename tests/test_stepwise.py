@@ -22,6 +22,7 @@ SPACES = {
     "strings": Space.sequence(3, 3, variable=True),
 }
 CASES = [(name, word) for name, space in SPACES.items() for word in NETS["causal", space.layout]]
+OF_ONE_ORDER = [(name, word) for name, word in CASES if word != "any-order" or name == "strings"]
 
 
 def model(space, net=None, **options):
@@ -174,7 +175,7 @@ def test_cells_that_may_be_missing_weigh_by_their_chance_to_be_there():
     assert (share - p / p.sum()).abs().sum() / 2 < 0.08
 
 
-@pytest.mark.parametrize(("name", "net"), CASES)
+@pytest.mark.parametrize(("name", "net"), OF_ONE_ORDER)
 def test_particles_weigh_what_is_known_later(name, net):
     made = model(SPACES[name], net, categorical_up_to=10)
     x = made.sample(1)
@@ -190,6 +191,67 @@ def test_particles_weigh_what_is_known_later(name, net):
     states, p = conditional(made, x, known)
     share = torch.stack([(filled.x[:, 0] == s).flatten(1).all(1).double().mean() for s in states])
     assert (share - p / p.sum()).abs().sum() / 2 < 0.12  # total variation; some 0.04 of it from the number of draws
+
+
+def disagreeing(space):
+    """A `made` of two orderings whose conditionals are far from agreeing."""
+    torch.manual_seed(0)
+    made = model(space, "made", orderings=2, categorical_up_to=10)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.33)
+    return made
+
+
+@pytest.mark.parametrize("unknown", [[0, 2], [3, 7]], ids=["no-ordering-leads", "one-leads"])
+def test_a_mixture_of_orderings_fills_by_their_evidence(unknown):
+    """Against enumeration, where either ordering alone would be off."""
+    made = disagreeing(SPACES["grid"])
+    known = torch.ones(8, dtype=torch.bool)
+    known[unknown] = False
+    x, known = made.sample(1), known.view(1, 2, 2, 2)
+    filled = made.fill(x, known, draws=1000, particles=32)
+    assert not filled.exact
+    assert "2 orderings" in filled.how
+    assert (filled.effective > 1).all()
+    states, p = conditional(made, x, known)
+    share = torch.stack([(filled.x[:, 0] == s).flatten(1).all(1).double().mean() for s in states])
+    alone = [made._log_mass(states, None, ordering).softmax(0).detach() for ordering in range(2)]
+    assert (share - p / p.sum()).abs().sum() / 2 < 0.08
+    assert all((q - p / p.sum()).abs().sum() / 2 > 0.1 for q in alone)
+
+
+def test_the_evidence_of_an_ordering_is_the_mass_of_what_is_known():
+    made = disagreeing(SPACES["grid"])
+    x, known = made.sample(1).flatten(1), torch.zeros(8, dtype=torch.bool)
+    known[made.net.orders[0][:3]] = True
+    states = made.space.enumerate()
+    fits = ((states.flatten(1) == x) | ~known).all(1)
+    for ordering in range(2):
+        exact = made._log_mass(states[fits], None, ordering).logsumexp(0).item()
+        with made.net.under(ordering), torch.no_grad():
+            leads = made.conditionals.leads(known)
+            told = made.conditionals._walked(x.expand(50, -1), known, None, 200)
+        assert leads == (ordering == 0)
+        assert torch.isinf(told.effective).all() == leads
+        assert told.evidence.logsumexp(0).item() - math.log(50) == pytest.approx(exact, abs=1e-5 if leads else 0.1)
+
+
+@pytest.mark.parametrize("name", ["grid", "table", "sequence"])
+def test_a_net_of_any_order_begins_with_what_is_known(name):
+    """It fills exactly under the conditional of that order, whatever the mask."""
+    made = model(SPACES[name], "any-order", categorical_up_to=10)
+    x = made.sample(1).clamp_min(0)
+    known = torch.arange(made.space.dims) >= made.space.dims - 2 - (name == "grid")  # of the table only the first cell, then, is unknown
+    filled = made.fill(x, known.view(x.shape), draws=3000)
+    assert filled.exact
+    assert "begins with what is known" in filled.how
+    states = made.space.enumerate()
+    walk = made.conditionals.toward(known)
+    assert walk.order[: int(known.sum())] == known.nonzero()[:, 0].tolist() or name == "grid"
+    with torch.no_grad():
+        p = made.heads.log_mass(walk.net(states), states).double().flatten(1).sum(1).exp()
+    fits = ((states == x) | ~known.view(x.shape)).flatten(1).all(1) & ((states >= 0) | known.view(x.shape)).flatten(1).all(1)
+    assert tail(filled.x[:, 0], states[fits], p[fits]) > 1e-4
 
 
 def test_rows_with_masks_of_their_own_are_filled_each_under_its_own():

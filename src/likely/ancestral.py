@@ -12,6 +12,7 @@ from torch import Tensor
 from likely.decoding import Filter, Stops
 from likely.errors import UsageError
 from likely.model import Fillable, Filled, Primed, evaluating, expand_given
+from likely.nets.causal import OrderFree
 from likely.space import MISSING, Space
 from likely.stepwise import Conditionals, Weighted
 
@@ -99,6 +100,8 @@ class Ancestral(Primed, Fillable, ABC):
             return None
         if self.space.layout != "sequence" or (length is not None and self.space.variable):
             raise UsageError(f"A {self.space} has no prompt or length to draw.", "Texts have; fill takes whatever else is known.")
+        if not self.conditionals.reads:
+            raise UsageError("This model does not read from left to right, so nothing can be continued.", "fill takes whatever is known.")
         prompt = torch.empty(0, dtype=torch.int64) if prompt is None else prompt
         rows = prompt.expand(n, -1).to(self._device())
         levels = self.space.supports[0].levels
@@ -197,39 +200,39 @@ class Ancestral(Primed, Fillable, ABC):
         self.space.check(x)
         if self.space.layout == "sequence" and not self.space.variable and bool((x < 0).any()):
             raise UsageError("Padding cannot be known in texts of a fixed length.", "Fill whole windows.")
-        if self.conditionals.orderings > 1:
-            raise UsageError("A mixture over orderings cannot fill yet.", "Fit with orderings=1.")
-        symbols = self.space.ended(x)
-        parts = {}
+        symbols, parts = self.space.ended(x), []
         with evaluating(self):  # type: ignore[arg-type]
-            walk = self.conditionals
             for pattern in known.flatten(1).unique(dim=0):  # rows with the same mask walk together
                 rows = (known.flatten(1) == pattern).all(1).nonzero()[:, 0]
-                few = 1 if walk.leads(pattern) else particles
-                parts[few] = [*parts.get(few, []), (rows, self._filled(walk, symbols[rows], pattern, _rows(given, rows), draws, few))]
-        return self._joined(x, known, draws, parts)
+                parts.append((rows, self._filled(symbols[rows], pattern, _rows(given, rows), draws, particles)))
+        return self._joined(x, known, draws, parts, particles)
 
-    def _filled(self, walk: Conditionals, x: Tensor, known: Tensor, given: Tensor | None, draws: int, particles: int) -> Weighted:
+    def _filled(self, x: Tensor, known: Tensor, given: Tensor | None, draws: int, particles: int) -> Weighted:
         """Draw-major rows."""
+        walk = self.conditionals.toward(known)
         x, given = x.flatten(1).repeat(draws, 1), None if given is None else given.repeat(draws, *[1] * (given.ndim - 1))
-        size = max(1, _CHUNK // (self.space.dims * particles))
+        size = max(1, _CHUNK // (self.space.dims * (1 if walk.leads(known) else particles)))
         rows = [slice(i, i + size) for i in range(0, len(x), size)]
-        parts = [walk.fill(x[r], known.expand_as(x[r]), _rows(given, r), particles) for r in rows]
+        parts = [walk.fill(x[r], known, _rows(given, r), particles) for r in rows]
         return Weighted(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _joined(self, x: Tensor, known: Tensor, draws: int, parts: dict[int, list[tuple[Tensor, Weighted]]]) -> Filled:
+    def _joined(self, x: Tensor, known: Tensor, draws: int, parts: list[tuple[Tensor, Weighted]], particles: int) -> Filled:
         """Rows of all masks in their places again."""
         filled = x.expand(draws, *x.shape).clone()
         effective = torch.full((draws, len(x)), math.inf, dtype=torch.float64, device=x.device)
-        for particles, done in parts.items():
-            for rows, (values, least) in done:
-                filled[:, rows] = torch.where(known[rows], x[rows], self.space.padded(values.view(draws, len(rows), *self.space.shape)))
-                if particles > 1:
-                    effective[:, rows] = least.view(draws, len(rows))
-        most = max(parts, default=1)
-        exact = most == 1
-        how = "the model's own conditional" if exact else f"{most} particles, weighed by the known entries that come later"
-        return Filled(filled, exact, effective, how)
+        for rows, done in parts:
+            filled[:, rows] = torch.where(known[rows], x[rows], self.space.padded(done.x.view(draws, len(rows), *self.space.shape)))
+            effective[:, rows] = done.effective.view(draws, len(rows))
+        exact = bool(effective.isinf().all())
+        return Filled(filled, exact, effective, self._how(exact, particles))
+
+    def _how(self, exact: bool, particles: int) -> str:
+        walk = self.conditionals
+        free = isinstance(walk.net, OrderFree)
+        if exact:
+            return "the conditional of the ordering that begins with what is known" if free else "the model's own conditional"
+        each = f" under each of {walk.orderings} orderings" if walk.orderings > 1 and not free else ""
+        return f"{particles} particles{each}, weighed by the known entries that come later"
 
 
 def _rows(values: Tensor | None, index: slice | Tensor) -> Tensor | None:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from likely import store
+from likely.ancestral import Ancestral
 from likely.coding import Stack
 from likely.dataset import Data
 from likely.enumeration import Claim, Room, claimed, index_of, shared_error
 from likely.errors import DataError, LikelyError, UsageError
 from likely.logprob import LogProb
 from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model
+from likely.nets.causal import OrderFree
 from likely.noise import seeded
 
 __all__ = ["LAWS", "LawBroken", "Trial"]
@@ -199,7 +201,7 @@ def samples_follow(trial: Trial) -> str | None:
     return told
 
 
-def _chi_square(count: Tensor, p: Tensor) -> str:
+def _chi_square(count: Tensor, p: Tensor, law: str = "samples follow") -> str:
     from scipy.stats import chi2
 
     expected = p / p.sum() * count.sum()
@@ -208,7 +210,7 @@ def _chi_square(count: Tensor, p: Tensor) -> str:
     count, expected = torch.cat([count[common], rest[:1]]), torch.cat([expected[common], rest[1:]])
     statistic = ((count - expected).square() / expected.clamp_min(1e-9)).sum().item()
     tail = float(chi2.sf(statistic, max(1, len(count) - 1)))
-    return _require(tail > 1e-4, "samples follow", f"chi-square of samples against p: tail probability {tail:.4f}")
+    return _require(tail > 1e-4, law, f"chi-square of draws against p: tail probability {tail:.4f}")
 
 
 def _not_rarer(count: Tensor, claim: Claim) -> str:
@@ -287,6 +289,35 @@ def known_stay(trial: Trial) -> str | None:
     return _require(same, "known stay", "known entries are unchanged")
 
 
+def fills_follow(trial: Trial) -> str | None:
+    """Given the first entry of its order, the others are drawn as the model's own p says."""
+    model, space = trial.model, trial.data.space
+    if not isinstance(model, Fillable) or not isinstance(model, Likelihood) or not space.discrete or space.dims == 1:
+        return None
+    given, claim = trial.claims[0]
+    if claim.kind != "exact":
+        return None
+    x, first = trial.data.test.x[:1], 0
+    if isinstance(model, Ancestral):
+        walk = model.conditionals
+        if isinstance(walk.net, OrderFree) and walk.orderings > 1:
+            return None  # it fills in an order of its own, not under the mixture
+        first = walk.order[0]
+    known = (torch.arange(space.dims) == first).view(x.shape)
+    there = (claim.states >= 0) | known if space.layout == "columns" else torch.ones_like(claim.states, dtype=torch.bool)
+    fits = ((claim.states == x) | ~known).flatten(1).all(1) & there.flatten(1).all(1)  # no fill is "missing"
+    with seeded(5):
+        filled = model.fill(x, known, given, draws=trial.room.samples // 2)
+    states, p = claim.states[fits], claim.p[fits] / claim.p[fits].sum()
+    count = torch.bincount(index_of(filled.x[:, 0], states), minlength=len(states)).double()
+    if filled.exact:
+        return _chi_square(count, p, "fills follow")
+    away = (count / count.sum() - p).abs().sum().item() / 2
+    slack = (p * (1 - p) / count.sum()).sqrt().sum().item() / 2  # what so many draws are away by on average, at most
+    told = f"total variation {away:.3f} of weighed draws, {slack:.3f} by chance"
+    return _require(away < 2 * slack + 0.05, "fills follow", told)
+
+
 LAWS: dict[str, Callable[[Trial], str | None]] = {
     "samples belong": samples_belong,
     "parameters learn": parameters_learn,
@@ -300,6 +331,7 @@ LAWS: dict[str, Callable[[Trial], str | None]] = {
     "codec keeps its word": codec_keeps_its_word,
     "latents return": latents_return,
     "known stay": known_stay,
+    "fills follow": fills_follow,
 }
 
 

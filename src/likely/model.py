@@ -159,6 +159,11 @@ class Primed(ABC):
 
     adapts: bool = False
 
+    @property
+    def backward(self) -> bool:
+        """Whether it reads a stretch from its end, so that what is before it tells nothing."""
+        return False
+
     @abstractmethod
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
         """log p of each symbol of `stretch` [n] given those before it, `prefix` [m] first; nats [n], float64."""

@@ -7,7 +7,10 @@ conditional. Else particles walk through the entries: an unknown entry is drawn,
 
 and particles are drawn anew by weight when few of them still count (resampling). As particles grow the one that
 is picked in the end follows p(unknown | known); their effective number, (sum w)^2 / sum w^2, says how far to
-believe it. What is known is never ignored: it weighs, or it leads.
+believe it. What is known is never ignored: it weighs, or it leads. A net that takes any order begins with what is known.
+
+Of a mixture over orderings k, p(unknown | known) = sum_k r_k p_k(unknown | known), r_k proportional to p_k(known), which is
+the mean weight of the particles under k (its evidence): each ordering fills, and one is taken by its evidence.
 
 References:
     | Novel approach to nonlinear/non-Gaussian Bayesian state estimation (Gordon et al., 1993) | https://doi.org/10.1049/ip-f-2.1993.0015
@@ -27,6 +30,7 @@ from likely.decoding import UNFILTERED, Filter, Stops
 from likely.errors import UsageError
 from likely.heads import Heads
 from likely.heads.base import gumbel_argmax
+from likely.nets.causal import OrderFree
 from likely.space import MISSING, Space
 
 __all__ = ["Conditionals", "Drawn", "Stepping", "Strings", "Weighted", "select"]
@@ -81,10 +85,12 @@ class Drawn(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """Filled examples [rows, entries], and the smallest effective number of particles on the way, [rows]."""
+    """Filled examples [rows, entries]; the smallest effective number of particles on the way, infinite where none are needed, [rows];
+    and log p of what is known, as the particles estimate it, nats [rows]."""
 
     x: Tensor
     effective: Tensor
+    evidence: Tensor
 
 
 def select(state: Any, index: Tensor) -> Any:
@@ -122,6 +128,11 @@ class Conditionals:
     def support(self, place: int) -> int:
         """Which support the entry at a place has."""
         return place * len(self.space.supports) // self.space.dims
+
+    @property
+    def reads(self) -> bool:
+        """Whether sequences go from left to right."""
+        return self.space.layout != "sequence" or torch.equal(self.net.order.cpu(), torch.arange(len(self.net.order)))
 
     # -- one entry ------------------------------------------------------------------------------
 
@@ -272,21 +283,40 @@ class Conditionals:
         in_order = bool((known[order].long().diff() <= 0).all())
         return in_order and not any(self.space.supports[self.support(place)].missing for place in unknown[1:])
 
+    def toward(self, known: Tensor) -> "Conditionals":
+        """These, in the order that begins with what is known [entries], if the net takes any order."""
+        if not isinstance(self.net, OrderFree):
+            return self
+        order = self.net.order
+        first = known.cpu()[order]
+        return replace(self, net=self.net.ordered(torch.cat([order[first], order[~first]])))
+
     def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, particles: int = 1) -> Weighted:
-        """Entries that are not known, of x [rows, entries], drawn given those that are; never as missing.
+        """Entries that are not `known` [entries], of x [rows, entries], drawn given those that are; never as missing.
 
         Args:
-            particles: for each row; one is enough where known entries lead (see `leads`).
+            particles: for each row and ordering, where known entries do not lead (see `leads`).
         """
-        rows = len(x)
-        x, known = x.repeat_interleave(particles, 0), known.repeat_interleave(particles, 0)
+        if self.orderings == 1:
+            return self._walked(x, known, given, particles)
+        parts = []
+        for ordering in range(self.orderings):
+            with self.net.under(ordering):  # type: ignore[attr-defined]
+                parts.append(self._walked(x, known, given, particles))
+        return _by_evidence(parts)
+
+    def _walked(self, x: Tensor, known: Tensor, given: Tensor | None, particles: int) -> Weighted:
+        """One particle is enough where known entries lead: its weight is the evidence itself."""
+        rows, leads = len(x), self.leads(known)
+        particles = 1 if leads else particles
+        x = x.repeat_interleave(particles, 0)
         given = None if given is None else given.repeat_interleave(particles, 0)
         state, last, drawn = self.net.init_state(len(x), given), None, []
         log_w = torch.zeros(rows, particles, dtype=torch.float64, device=x.device)
         least = torch.full((rows,), float(particles), dtype=torch.float64, device=x.device)
         for place in self.order:
             state, parameters = self.net.step(state, last)
-            last, gain = self._weighed(place, parameters, x[:, place], known[:, place])
+            last, gain = self._weighed(place, parameters, x[:, place], known[place])
             drawn.append(last)
             log_w += gain.view(rows, particles)
             effective = _effective(log_w)
@@ -294,8 +324,8 @@ class Conditionals:
             if particles > 1 and bool((effective < _FEW * particles).any()):
                 index = _resampled(log_w, effective < _FEW * particles)
                 state, last, drawn = select(state, index), last[index], [d[index] for d in drawn]
-        index = _picked(log_w)
-        return Weighted(torch.where(known, x, self._in_place(drawn))[index], least)
+        filled = torch.where(known, x, self._in_place(drawn))[_picked(log_w)]
+        return Weighted(filled, torch.full_like(least, math.inf) if leads else least, log_w.logsumexp(1) - math.log(particles))
 
     def _weighed(self, place: int, parameters: Tensor, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """(values of one entry, known or drawn; the log weight that each brings)."""
@@ -333,3 +363,12 @@ def _picked(log_w: Tensor) -> Tensor:
     rows, particles = log_w.shape
     p = (log_w - log_w.amax(1, keepdim=True).clamp_min(-1e300)).exp()
     return torch.multinomial(p.clamp_min(1e-300), 1)[:, 0] + torch.arange(rows, device=log_w.device) * particles
+
+
+def _by_evidence(parts: list[Weighted]) -> Weighted:
+    """One of several fillings for each row, by evidence. The effective number is that of the particles of all of them together."""
+    x, effective, evidence = (torch.stack(values, 1) for values in zip(*parts, strict=True))
+    share = (evidence - evidence.amax(1, keepdim=True).clamp_min(-1e300)).exp()
+    pooled = share.sum(1).square() / (share.square() / effective.clamp_min(1e-300)).sum(1)
+    chosen = x.flatten(0, 1)[_picked(evidence)]
+    return Weighted(chosen, pooled.nan_to_num(0.0, posinf=math.inf), evidence.logsumexp(1) - math.log(len(parts)))

@@ -39,7 +39,7 @@ def stretch_bits(model: Likelihood, data: Data) -> tuple[Bits, LogProb]:
     if isinstance(model, Primed):
         before = [s.stream for s in (data.train, data.valid) if s.stream is not None]
         nats = model.log_prob_after(stretch.long(), torch.cat(before).long() if before else stretch[:0].long())
-        how = "one sequence, primed" + ", adapting to it as it goes" * model.adapts
+        how = "one sequence, " + ("from its end" if model.backward else "primed") + ", adapting to it as it goes" * model.adapts
         blocks, sizes = LogProb(_sums(nats), "exact", how=how), _sums(model.space.sizes(stretch.long()))
     else:
         blocks, sizes = _windows(model, stretch.long())

@@ -43,6 +43,7 @@ from likely.logprob import LogProb
 from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, evaluating
 from likely.nets import net as build_net
 from likely.nets.causal import CausalNet
+from likely.nets.causal.ordered import Order, arranged
 from likely.noise import Noise
 from likely.space import Space
 from likely.stepwise import Conditionals
@@ -61,6 +62,8 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
 
     Args:
         net: another causal net than the layout's default.
+        order: of the entries: "raster", "reverse", of grids "transposed" (by column, row, channel), a permutation of the places of a
+            flattened example, or of a table the names of its columns.
         head: of ordinals: "categorical", "mixture" (of logistics), "coupled" (one mixture for a pixel's channels
             together), or "auto": categorical up to `categorical_up_to` levels, a mixture beyond.
         components: of mixtures of logistics or normals, for numbers.
@@ -79,6 +82,7 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         given: Space | None = None,
         size: str = "small",
         net: str | None = None,
+        order: Order = None,
         head: str = "auto",
         components: int = 10,
         categorical_up_to: int = 64,
@@ -92,7 +96,13 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
             raise UsageError(f"Unknown head '{head}'.", nearest(head, up_to))
         self.heads = Heads(self.symbols, components=components, categorical_up_to=up_to[head])
         out = Coupled.width(space, components) if head == "coupled" else self.heads.width
-        causal: Any = build_net(self.symbols, "causal", size, word=net, given=given, out=out, **options)
+
+        def build(inner: Space, word: str | None) -> Any:
+            return build_net(inner, "causal", size, word=word, given=given, out=out, **options)
+
+        if space.variable and order not in (None, "raster"):
+            raise UsageError("Strings of variable length are read in order: their end comes last.", "Leave out order.")
+        causal: Any = arranged(self.symbols, order, net, build)
         causal = Coupled(space, causal, components) if head == "coupled" else causal
         self.net: CausalNet = Ending(causal, self.symbols.supports[0].levels - 1) if space.variable else causal
 
@@ -111,8 +121,14 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
             return x, None
         padding = x < 0
         if not self.space.variable:
+            self._check_padding(padding)
             return x.clamp_min(0), ~padding
         return self.space.ended(x), padding.cumsum(1) <= 1  # the end itself counts
+
+    def _check_padding(self, padding: Tensor) -> None:
+        """Padding is what is left out at the end of the order; else later entries would be told of symbols that are not there."""
+        if not self.conditionals.reads and bool((padding[:, self.net.order].long().diff() < 0).any()):
+            raise UsageError("Padding comes before other symbols in this model's order.", "Give whole windows, or fit without order.")
 
     # -- likelihood -----------------------------------------------------------------------------
 
@@ -130,9 +146,29 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
         if self.space.layout != "sequence" or self.space.variable:
             raise UsageError(f"A stretch has no likelihood under a model of a {self.space}.", "Fit one to windows of a text.")
+        if self.backward:
+            return self._backward(stretch)
+        self._check_reads()
         with evaluating(self):
             parts = [self._log_masses(windows, None).gather(1, place) for windows, place in self._windows(stretch, prefix)]
         return torch.cat(parts).flatten()[: len(stretch)].double()
+
+    def _backward(self, stretch: Tensor) -> Tensor:
+        """The same from the end on: log p of each symbol of `stretch` given those after it."""
+        with evaluating(self):
+            turned = self._windows(stretch.flip(0), stretch[:0])
+            parts = [self._log_masses(windows.flip(1), None).flip(1).gather(1, place) for windows, place in turned]
+        return torch.cat(parts).flatten()[: len(stretch)].double().flip(0)
+
+    @property
+    def backward(self) -> bool:
+        """Whether a sequence is read from its end."""
+        order = self.conditionals.net.order
+        return self.space.layout == "sequence" and len(order) > 1 and torch.equal(order.flip(0), torch.arange(len(order)))
+
+    def _check_reads(self) -> None:
+        if not self.conditionals.reads:
+            raise UsageError("This model does not read sequences from left to right.", "Fit without order.")
 
     def _windows(self, stretch: Tensor, prefix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Overlapping windows of stretch and prefix, and which places of each are scored: those at its end.
@@ -156,11 +192,13 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         return Conditionals(self.symbols, self.net, self.heads)
 
     def logits(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        self._check_reads()
         parameters = self.net(self._symbols(x)[0], given)
         return self._logits(0, parameters.flatten(0, 1)).unflatten(0, x.shape)
 
     @torch.no_grad()
     def logits_after(self, stretch: Tensor, prefix: Tensor) -> Iterator[Tensor]:
+        self._check_reads()
         left = len(stretch)
         with evaluating(self):
             for windows, place in self._windows(stretch, prefix):

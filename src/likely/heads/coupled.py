@@ -24,7 +24,7 @@ from torch import Tensor
 
 from likely.errors import UsageError
 from likely.heads.mixtures import LogisticMixture
-from likely.nets.causal import CausalNet
+from likely.nets.causal import CausalNet, OrderFree
 from likely.nets.causal.inputs import standard
 from likely.space import Space
 
@@ -61,8 +61,10 @@ class Coupled(CausalNet):
 
     def __init__(self, space: Space, net: CausalNet, components: int) -> None:
         super().__init__()
-        if net.orderings > 1:
-            raise UsageError("Channels are coupled in their own order.", "Use head=mixture with several orderings.")
+        channels, pixels = space.shape[0], space.dims // space.shape[0]
+        walked = net.order.view(-1, channels) - torch.arange(channels) * pixels
+        if net.orderings > 1 or isinstance(net, OrderFree) or bool((walked != walked[:, :1]).any()):
+            raise UsageError("Channels are coupled in their own order.", "Use head=mixture with other orders.")
         self.heads, self.components = [LogisticMixture((s,), components) for s in space.supports], components
         self.net, self.order, self.reach = net, net.order, net.reach
 

@@ -37,16 +37,19 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
         "pixelcnn": "likely.nets.causal.pixelcnn:PixelCNN",
         "made": "likely.nets.causal.made:MADE",
         "transformer": "likely.nets.causal.transformer:CausalTransformer",
+        "any-order": "likely.nets.causal.any_order:AnyOrder",
     },
     ("causal", "columns"): {
         "made": "likely.nets.causal.made:MADE",
         "transformer": "likely.nets.causal.transformer:CausalTransformer",
         "rnn": "likely.nets.causal.rnn:RecurrentNet",
+        "any-order": "likely.nets.causal.any_order:AnyOrder",
     },
     ("causal", "sequence"): {
         "dilated": "likely.nets.causal.dilated:DilatedConvolutions",
         "transformer": "likely.nets.causal.transformer:CausalTransformer",
         "rnn": "likely.nets.causal.rnn:RecurrentNet",
+        "any-order": "likely.nets.causal.any_order:AnyOrder",
     },
     ("encoder", "grid"): {
         "auto": "likely.nets.autoencoder:grid_encoder",

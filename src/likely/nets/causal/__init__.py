@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["CausalNet"]
+__all__ = ["CausalNet", "OrderFree"]
 
 
 class CausalNet(nn.Module, ABC):
@@ -43,3 +43,15 @@ class CausalNet(nn.Module, ABC):
 
         The state is used up: it may be updated in place.
         """
+
+
+class OrderFree(CausalNet, ABC):
+    """A causal net that was trained on all orders of the entries, so that it can take any."""
+
+    @abstractmethod
+    def lead(self, order: Tensor) -> None:
+        """Make this order of places [entries] the first of those it knows."""
+
+    @abstractmethod
+    def ordered(self, order: Tensor) -> CausalNet:
+        """A net of the same parameters, bound to an order of places [entries]."""

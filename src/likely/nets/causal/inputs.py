@@ -26,6 +26,7 @@ __all__ = [
     "features",
     "newest",
     "no_history",
+    "orders_of",
     "raster",
     "spellings",
     "standard",
@@ -92,6 +93,12 @@ def raster(space: Space) -> Tensor:
     """Places of a flattened example in the order of its entries; of a grid by row, column, channel."""
     place = torch.arange(space.dims).view(space.shape)
     return (place.permute(1, 2, 0) if space.layout == "grid" else place).flatten()
+
+
+def orders_of(natural: Tensor, count: int) -> Tensor:
+    """The natural order of places and random others, always the same ones, [count, entries]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack([natural, *(torch.randperm(len(natural), generator=generator) for _ in range(count - 1))])
 
 
 def tokens_of(space: Space, width: int) -> "Tokens | Signs":

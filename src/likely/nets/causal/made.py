@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.causal import CausalNet
-from likely.nets.causal.inputs import Signs, raster, tokens_of
+from likely.nets.causal.inputs import Signs, orders_of, raster, tokens_of
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
@@ -121,7 +121,7 @@ class MADE(CausalNet):
         width = max(width or preset[0], space.dims)  # a unit of each degree, at least: else an entry would not see the latest ones
         depth, dropout = preset[1] if depth is None else depth, preset[2] if dropout is None else dropout
         self.space, self.out, self.dropout = space, out, dropout
-        self.orderings, self.orders = orderings, _orders(raster(space), orderings)
+        self.orderings, self.orders = orderings, orders_of(raster(space), orderings)
         self.ordering, self.order = 0, self.orders[0]
         degree, rank = torch.arange(width) * space.dims // width, self.orders.argsort(1)  # degree 0 sees nothing
         self.register_buffer("degree", degree.int(), persistent=False)  # small: masks are made of comparisons at each step
@@ -204,9 +204,3 @@ class MADE(CausalNet):
             h = h + block.down.part(grown(block.up.part(so_far, new)), new)
             so_far = grown(h)
         return so_far
-
-
-def _orders(natural: Tensor, count: int) -> Tensor:
-    """The natural order of places and random others, always the same ones, [count, entries]."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.stack([natural, *(torch.randperm(len(natural), generator=generator) for _ in range(count - 1))])
