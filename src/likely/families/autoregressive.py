@@ -29,6 +29,7 @@ References:
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ _RECIPES = {
     "columns": Recipe(lr=2e-3, batch=64, ema=0.998),
     "sequence": Recipe(lr=4e-3, batch=8, ema=0.995, clip=100.0, warmup=30),  # the norm of a sum over a window
 }
+_OF_NETS = {"any-order": {"lr": 1e-2}}  # what a net changes of it
 
 
 class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
@@ -89,7 +91,7 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
-        self.recipe = _RECIPES[space.layout]  # type: ignore[misc]
+        self.recipe = replace(_RECIPES[space.layout], **_OF_NETS.get(net or "", {}))  # type: ignore[misc]
         self.symbols = space.with_end
         up_to = {"auto": categorical_up_to, "categorical": sys.maxsize, "mixture": 0, "coupled": 0}
         if head not in up_to:
