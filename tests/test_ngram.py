@@ -217,3 +217,22 @@ def test_the_order_is_chosen_where_it_helps(stream, deep):
     held_out = split if deep else Split(split.x, stream=text.flip(0))
     model = fit(Data(Space.sequence(8, 4), split, held_out, split), "ngram", progress=False, adapt=False, estimator="kneser-ney").model
     assert (model.order > 2) == deep
+
+
+@pytest.mark.parametrize("space", [Space.sequence(4, 2), Space.sequence(4, 1, variable=True)], ids=str)
+def test_strings_over_two_symbols_keep_every_ability(space):
+    """Its logits are one for each symbol, where heads of two states have one alone."""
+    x = torch.randint(-1 if space.variable else 0, space.supports[0].levels, (60, 4)).cummin(1).values
+    made = build("ngram", space, order=3)
+    made.solve([(x, None)], [(x[:20], None)])
+    every = space.enumerate()
+    nats = made.log_prob(every).nats
+    assert nats.exp().sum().item() == pytest.approx(1, abs=1e-6)
+    drawn = made.sample(40, with_log_prob=True)
+    torch.testing.assert_close(drawn.log_prob, made.log_prob(drawn.x).nats.double())
+    best = nats.topk(2)
+    found = made.sample(2, beam=32, with_log_prob=True)
+    torch.testing.assert_close(found.log_prob, best.values.double())
+    assert torch.equal(made.codec().decompress(made.codec().compress(every), len(every)), every)
+    known = torch.tensor([[True, False, False, True]])
+    assert made.fill(every[-1:], known, draws=3).x.shape == (3, 1, 4)
