@@ -364,3 +364,11 @@ def test_a_built_in_set_is_filled_by_its_name(tmp_path):
     likely.fit("bars-and-stripes", "autoregressive", size="tiny", steps=2, out=tmp_path / "m", progress=False)
     filled = likely.fill(tmp_path / "m", "bars-and-stripes", boxes=[(0, 3, 4, 4)])
     assert torch.equal(filled.x[0, :, :, :3], likely.load("bars-and-stripes").test.x[:, :, :3])
+
+
+def test_under_any_order_a_hole_in_the_middle_is_filled_exactly():
+    made = Autoregressive(Space.grid(1, 4, 4, 2), size="tiny", net="any-order").eval()
+    filled = likely.fill(made, torch.ones(2, 1, 4, 4, dtype=torch.int64), boxes=[(1, 1, 3, 3)], draws=3)
+    assert filled.exact
+    assert (filled.effective == torch.inf).all()
+    assert int((filled.x == 0).sum()) == int((filled.x[..., 1:3, 1:3] == 0).sum()) > 0
