@@ -5,7 +5,8 @@ import torch
 
 from likely.nets import NETS, net
 from likely.nets.causal import CausalNet
-from likely.space import Space
+from likely.nets.causal.inputs import features
+from likely.space import Space, Support
 
 NO_BLIND_SPOT = [word for word in NETS["causal", "grid"] if word != "pixelcnn"]
 CONVOLUTIONAL = ["gated-pixelcnn", "pixelcnn++", "pixelcnn"]
@@ -101,3 +102,14 @@ def test_orderings_of_made(ordering, levels):
             last = x.flatten(1)[:, place]
             torch.testing.assert_close(stepped, whole[:, place], rtol=1e-9, atol=1e-9)
     assert made.order.tolist() == natural
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64], ids=str)
+def test_features_of_entries_that_have_codes(dtype):
+    """One, the number, whether it is missing, the code; a missing entry has neither number nor code."""
+    support = Support("ordinal", 3, center=1.5, scale=0.5, missing=True)
+    x = torch.tensor([[0, 2], [1, -1]]).to(dtype)
+    x = x.masked_fill(x == -1, float("nan")) if dtype == torch.float64 else x
+    expected = [[1, -2, 0, 1, 0, 0], [1, 2, 0, 0, 0, 1], [1, 0, 0, 0, 1, 0], [1, 0, 1, 0, 0, 0]]
+    found = features(support, x, torch.float32).movedim(1, -1)
+    assert torch.equal(found, torch.tensor(expected, dtype=torch.float32).view(2, 2, 6))
