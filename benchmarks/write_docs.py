@@ -166,13 +166,16 @@ def binary_density():
 def tables():
     families, rows = ["autoregressive", "gmm", "histogram"], []
     for name, models in by("tables", "table", "model").items():
+        if len(models) < len(families):
+            continue  # nothing stands beside
         best = min(models.values(), key=lambda r: r["value"])
-        cells = [f"{value_of(models[f])} ({models[f]['cpu_seconds']:.0f} s)" if f in models else "" for f in families]
+        cells = [f"{value_of(models[f])} ({models[f]['cpu_seconds']:.0f} s)" for f in families]
         cells[families.index(best["model"])] = f"**{cells[families.index(best['model'])]}**"
         rows.append([name, f"{best['rows']:,}", str(best["columns"]), f"{best['n']:,}", *cells])
     text = (
         "Held-out bits per row, lower is better, and the CPU seconds of training; defaults, the loader's split (a fifth is test). "
-        "`python benchmarks/tables.py`"
+        "`histogram` gives values that repeat masses of their own, and the mixtures of the other two do not: where decimals are much finer "
+        "than the values that occur (the uci and wine tables) it is far ahead. `python benchmarks/tables.py`"
     )
     return section("Tables", text, ["table", "training rows", "columns", "test rows", *families], rows, records("tables")[-1])
 
