@@ -81,11 +81,12 @@ def measured(layout: str, word: str, data, budget: float, seed: int) -> dict:
 def main() -> None:
     parser = options(__doc__ or "", seconds=20)
     parser.add_argument("--layouts", default=",".join(DATA))
+    parser.add_argument("--nets", help="some of them, by name")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for layout in arguments.layouts.split(","):
         data = DATA[layout]()
-        for word in NETS["causal", layout]:
+        for word in arguments.nets.split(",") if arguments.nets else NETS["causal", layout]:
             found = measured(layout, word, data, arguments.seconds, arguments.seed)
             emit("nets", {**found, "seed": arguments.seed, "budget_cpu_seconds": arguments.seconds, "threads": 1})
 
