@@ -17,7 +17,7 @@ LAYERS = [
     ["dataset"],
     ["model"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
-    ["stepwise"],
+    ["stepwise", "dynamic"],
     ["ancestral"],
     ["families"],
     ["store", "sources"],

@@ -34,10 +34,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from likely.ancestral import Ancestral
 from likely.coding import Codec, autoregressive
+from likely.dynamic import Turned, adapting, along
 from likely.errors import UsageError, nearest
 from likely.heads import Coupled, Heads
 from likely.logprob import LogProb
@@ -70,6 +70,7 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
             together), or "auto": categorical up to `categorical_up_to` levels, a mixture beyond.
         components: of mixtures of logistics or normals, for numbers.
         categorical_up_to: ordinals of at most so many levels have a free probability per level.
+        adapt: whether it goes on learning a text's stretch while that is scored (see `dynamic`).
         options: of the net, such as width, depth and dropout, instead of the size's.
     """
 
@@ -88,10 +89,12 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         head: str = "auto",
         components: int = 10,
         categorical_up_to: int = 64,
+        adapt: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
         self.recipe = replace(_RECIPES[space.layout], **_OF_NETS.get(net or "", {}))  # type: ignore[misc]
+        self.adapts = adapt and space.layout == "sequence" and not space.variable
         self.symbols = space.with_end
         up_to = {"auto": categorical_up_to, "categorical": sys.maxsize, "mixture": 0, "coupled": 0}
         if head not in up_to:
@@ -144,23 +147,26 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         with self.net.under(ordering):
             return self._log_masses(x, given).double().flatten(1).sum(1)
 
-    @torch.no_grad()
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
+        if self.backward:  # each symbol given those after it
+            stretch, prefix = stretch.flip(0), prefix[:0]
+        parts = [self.heads.log_mass(parameters[None], x[None])[0].double() for parameters, x in self._after(stretch, prefix)]
+        nats = torch.cat([torch.zeros(0, dtype=torch.float64, device=stretch.device), *parts])
+        return nats.flip(0) if self.backward else nats
+
+    def logits_after(self, stretch: Tensor, prefix: Tensor) -> Iterator[Tensor]:
+        self._check_reads()
+        return (self._logits(0, parameters) for parameters, _ in self._after(stretch, prefix))
+
+    def _after(self, stretch: Tensor, prefix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of (parameters [n, out], symbols [n]) along a stretch, as the net reads it."""
         if self.space.layout != "sequence" or self.space.variable:
             raise UsageError(f"A stretch has no likelihood under a model of a {self.space}.", "Fit one to windows of a text.")
-        if self.backward:
-            return self._backward(stretch)
-        self._check_reads()
+        if not self.backward:
+            self._check_reads()
+        net, length = Turned(self.net) if self.backward else self.net, self.space.dims
         with evaluating(self):
-            parts = [self._log_masses(windows, None).gather(1, place) for windows, place in self._windows(stretch, prefix)]
-        return torch.cat(parts).flatten()[: len(stretch)].double()
-
-    def _backward(self, stretch: Tensor) -> Tensor:
-        """The same from the end on: log p of each symbol of `stretch` given those after it."""
-        with evaluating(self):
-            turned = self._windows(stretch.flip(0), stretch[:0])
-            parts = [self._log_masses(windows.flip(1), None).flip(1).gather(1, place) for windows, place in turned]
-        return torch.cat(parts).flatten()[: len(stretch)].double().flip(0)
+            yield from adapting(net, self.heads, stretch, prefix, length) if self.adapts else along(net, stretch, prefix, length)
 
     @property
     def backward(self) -> bool:
@@ -172,21 +178,6 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         if not self.conditionals.reads:
             raise UsageError("This model does not read sequences from left to right.", "Fit without order.")
 
-    def _windows(self, stretch: Tensor, prefix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Overlapping windows of stretch and prefix, and which places of each are scored: those at its end.
-
-        The others are context: all that the net looks back on where that is bounded (then windows
-        may be longer than in training), half a window of training else.
-        """
-        length, reach = self.space.shape[0], self.net.reach
-        length, context = (length, length // 2) if reach is None else (4 * reach, reach)
-        scored = torch.arange(length - context, device=stretch.device)
-        first = len(prefix) + torch.arange(0, len(stretch), len(scored), device=stretch.device)
-        begin = (first - context).clamp_min(0)
-        text = F.pad(torch.cat([prefix, stretch]), (0, length), value=-1)
-        for b, f in zip(begin.split(32), first.split(32), strict=True):
-            yield text[b[:, None] + torch.arange(length, device=text.device)], (f - b)[:, None] + scored
-
     # -- conditionals ---------------------------------------------------------------------------
 
     @property
@@ -197,17 +188,6 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         self._check_reads()
         parameters = self.net(self._symbols(x)[0], given)
         return self._logits(0, parameters.flatten(0, 1)).unflatten(0, x.shape)
-
-    @torch.no_grad()
-    def logits_after(self, stretch: Tensor, prefix: Tensor) -> Iterator[Tensor]:
-        self._check_reads()
-        left = len(stretch)
-        with evaluating(self):
-            for windows, place in self._windows(stretch, prefix):
-                parameters = self.net(self._symbols(windows)[0])
-                scored = parameters.gather(1, place[..., None].expand(-1, -1, parameters.shape[-1])).flatten(0, 1)
-                yield self._logits(0, scored[:left])
-                left -= len(scored)
 
     def init_state(self, n: int, given: Tensor | None = None) -> Any:
         return self.net.init_state(n, given)

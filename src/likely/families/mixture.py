@@ -35,7 +35,7 @@ from likely.stepwise import Conditionals
 __all__ = ["Mixture"]
 
 _SURE = 8  # steps of sureness, half a chance to be wrong in each less than in the one before
-_ENOUGH = 2**16  # symbols of the validation split that trusts are fitted to, at most
+_ENOUGH = 2**14  # symbols of the validation split that trusts are fitted to, at most
 _PRIOR = 1.0  # weight of the penalty that keeps trusts near equal shares
 _BLOCK = 16  # symbols of a stretch between two steps of its trusts
 _RATE = 2e-3  # of a step, per symbol
