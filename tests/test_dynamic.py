@@ -71,7 +71,8 @@ def test_the_row_says_so(tmp_path):
     assert stretch_bits(made, data)[0].how == "one sequence, primed, adapting to it as it goes"
 
 
-def test_without_a_text_before_it():
-    made, stretch = model(), torch.randint(3, (30,))
+@pytest.mark.parametrize("net", NETS)
+def test_without_a_text_before_it(net):
+    made, stretch = model(net), torch.randint(3, (30,))
     assert made.log_prob_after(stretch, stretch[:0]).isfinite().all()
     assert len(made.log_prob_after(stretch[:0], stretch)) == 0

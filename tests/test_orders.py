@@ -163,7 +163,7 @@ def test_several_orderings_keep_the_first_in_the_users_order():
 @pytest.mark.parametrize("word", ["dilated", "transformer", "any-order"])
 def test_a_text_is_scored_from_its_end_as_one_sequence(word):
     """Its first bytes are those that come last: each given half a window after it, or all there is."""
-    made = model(TEXT, word, order="reverse")
+    made = model(TEXT, word, order="reverse", adapt=False)
     text = torch.randint(3, (11,))
     nats = made.log_prob_after(text, text[:3])
     for i in range(11):

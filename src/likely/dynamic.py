@@ -34,6 +34,17 @@ _STEPS = 2048  # of learning, at most; in a longer stretch each learns several p
 Blocks = Iterator[tuple[Tensor, Tensor]]
 
 
+class Turned(nn.Module):
+    """A net that reads from the end on, as one that reads what is turned round from its beginning."""
+
+    def __init__(self, net: CausalNet) -> None:
+        super().__init__()
+        self.net, self.reach = net, net.reach
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.flip(1)).flip(1)
+
+
 @torch.no_grad()
 def along(net: CausalNet | Turned, stretch: Tensor, prefix: Tensor, length: int) -> Blocks:
     """Blocks of (parameters [n, out], symbols [n]) of a stretch given what is before it, `prefix` first.
@@ -58,17 +69,6 @@ def adapting(net: CausalNet | Turned, heads: Heads, stretch: Tensor, prefix: Ten
         loss, parameters, symbols = learner.predicted(x, place)
         yield parameters, symbols
         learner.step(loss, _RATE)
-
-
-class Turned(nn.Module):
-    """A net that reads from the end on, as one that reads what is turned round from its beginning."""
-
-    def __init__(self, net: CausalNet) -> None:
-        super().__init__()
-        self.net, self.reach = net, net.reach
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.flip(1)).flip(1)
 
 
 class _Learner:
@@ -106,5 +106,5 @@ def _windows(stretch: Tensor, prefix: Tensor, length: int, context: int, rows: i
     first = len(prefix) + torch.arange(0, len(stretch), len(new), device=stretch.device)
     begin = (first - context).clamp_min(0)
     text = F.pad(torch.cat([prefix, stretch]), (0, length), value=-1)
-    for b, f in zip(begin.split(rows), first.split(rows), strict=True):
+    for b, f in zip(begin.split(rows), first.split(rows), strict=True) if len(stretch) else ():
         yield text[b[:, None] + torch.arange(length, device=text.device)], (f - b)[:, None] + new
