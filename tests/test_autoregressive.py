@@ -281,7 +281,7 @@ def text(train: int, test: int, window: int) -> Data:
 @pytest.mark.parametrize("prefix", [0, 3, 50])
 def test_a_stretch_is_one_sequence(prefix):
     """A net of bounded reach gives the very conditionals of the whole text, each symbol once."""
-    made = model(Space.sequence(8, 4), adapt=False)
+    made = model(Space.sequence(8, 4), "dilated", adapt=False)
     stream = torch.randint(4, (prefix + 61,))
     whole = made.net(stream[None]).log_softmax(-1)[0].gather(1, stream[:, None])[:, 0]
     assert made.net.reach < 20

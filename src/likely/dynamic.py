@@ -27,7 +27,7 @@ from likely.nets.causal import CausalNet
 __all__ = ["Turned", "adapting", "along"]
 
 _ROWS = 32  # windows that are predicted at once
-_RATE, _BETA = 3e-4, 0.999
+_RATE, _BETA = 2e-4, 0.999
 _MEASURED = 32  # parts of what is before the stretch, by which the size of gradients is known
 _STEPS = 2048  # of learning, at most; in a longer stretch each learns several parts
 

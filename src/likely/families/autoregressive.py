@@ -42,6 +42,7 @@ from likely.errors import UsageError, nearest
 from likely.heads import Coupled, Heads
 from likely.logprob import LogProb
 from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, evaluating
+from likely.nets import default
 from likely.nets import net as build_net
 from likely.nets.causal import CausalNet
 from likely.nets.causal.ordered import Order, arranged
@@ -56,7 +57,10 @@ _RECIPES = {
     "columns": Recipe(lr=2e-3, batch=64, ema=0.998),
     "sequence": Recipe(lr=4e-3, batch=8, ema=0.995, clip=100.0, warmup=30),  # the norm of a sum over a window
 }
-_OF_NETS = {"any-order": {"lr": 1e-2}}  # what a net changes of it
+_OF_NETS: dict[tuple[str, str], dict[str, Any]] = {  # what a net changes of it
+    **{(layout, "any-order"): {"lr": 1e-2} for layout in _RECIPES},
+    ("sequence", "transformer"): {"optimizer": "muon", "lr": 8e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "batch": 16},
+}
 
 
 class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
@@ -93,7 +97,7 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
-        self.recipe = replace(_RECIPES[space.layout], **_OF_NETS.get(net or "", {}))  # type: ignore[misc]
+        self.recipe = replace(_RECIPES[space.layout], **_OF_NETS.get((space.layout, net or default("causal", space.layout)), {}))
         self.adapts = adapt and space.layout == "sequence" and not space.variable
         self.symbols = space.with_end
         up_to = {"auto": categorical_up_to, "categorical": sys.maxsize, "mixture": 0, "coupled": 0}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from likely.space import Space
 
-__all__ = ["NETS", "net", "net_options"]
+__all__ = ["NETS", "default", "net", "net_options"]
 
 # (role, layout) -> {word: "module:Class"}; the first word is the default, chosen by measurement.
 NETS: dict[tuple[str, str], dict[str, str]] = {
@@ -46,8 +46,8 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
         "any-order": "likely.nets.causal.any_order:AnyOrder",
     },
     ("causal", "sequence"): {
-        "dilated": "likely.nets.causal.dilated:DilatedConvolutions",
         "transformer": "likely.nets.causal.transformer:CausalTransformer",
+        "dilated": "likely.nets.causal.dilated:DilatedConvolutions",
         "rnn": "likely.nets.causal.rnn:RecurrentNet",
         "any-order": "likely.nets.causal.any_order:AnyOrder",
     },
@@ -98,7 +98,7 @@ def net(
     words = NETS.get((role, space.layout))
     if words is None:
         raise UsageError(f"No {role} net serves {space.layout} data.")
-    word = word or next(iter(words))
+    word = word or default(role, space.layout)
     if word not in words:
         raise UsageError(f"Unknown {role} net '{word}' for {space.layout} data.", nearest(word, words))
     build = _build(words[word])
@@ -107,6 +107,11 @@ def net(
         if option not in known and not _passes_on(build):
             raise UsageError(f"The {role} net '{word}' has no option '{option}'.", nearest(option, known) if known else "It has none.")
     return build(space, given=given, size=size, out=out, **options)
+
+
+def default(role: str, layout: str) -> str:
+    """The net of a role that is chosen where none is asked for."""
+    return next(iter(NETS[role, layout]))
 
 
 def net_options(role: str) -> dict[str, inspect.Parameter]:

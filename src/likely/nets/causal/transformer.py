@@ -40,13 +40,13 @@ _SIZES = {  # width, depth, heads, dropout
 }
 _TEXT_SIZES = {
     "tiny": (16, 1, 2, 0.0),
-    "small": (192, 4, 3, 0.1),
+    "small": (128, 4, 4, 0.0),
     "base": (384, 8, 6, 0.2),
 }
-_NGRAMS = {  # longest n-gram, buckets per table, width of tables
-    "tiny": (2, 256, 8),
-    "small": (4, 16384, 64),
-    "base": (6, 65536, 128),
+_NGRAMS = {  # buckets per table, width of tables
+    "tiny": (256, 8),
+    "small": (16384, 64),
+    "base": (65536, 128),
 }
 _ATTENTIONS = ("full", "local", "linear")
 _WAYS = ("start", "film", "cross", "prefix")
@@ -103,7 +103,7 @@ class CausalTransformer(CausalNet):
         positions: str | None = None,
         attention: str | None = None,
         window: int | None = None,
-        ngrams: int | None = None,
+        ngrams: int = 1,
         given_by: str | None = None,
         subwords: bool = False,
     ) -> None:
@@ -120,10 +120,9 @@ class CausalTransformer(CausalNet):
         self.ahead = 0 if given is None or given_by != "prefix" else 1 + given.dims if read else 1
         self.space, self.window = space, (window or max(2, space.dims // 2)) if attention == "local" else self.ahead + space.dims
 
-        longest, buckets, inner = _NGRAMS[size]
-        longest = longest if ngrams is None else ngrams
-        spelt, grams = spellings(space, subwords), (space.supports[0].levels, longest, buckets, inner, width, gram_dropout)
-        self.tokens = NGrams(*grams, spelt) if text and longest > 1 else Tokens(space, width, spelt)
+        buckets, inner = _NGRAMS[size]
+        spelt, grams = spellings(space, subwords), (space.supports[0].levels, ngrams, buckets, inner, width, gram_dropout)
+        self.tokens = NGrams(*grams, spelt) if text and ngrams > 1 else Tokens(space, width, spelt)
         self.start = nn.Embedding(1, width)
         self.given = Conditioner(None if read else given, width)
         self.given_by, self.reader = given_by, Reader(given, width) if given is not None and read else None
@@ -140,7 +139,7 @@ class CausalTransformer(CausalNet):
         self.norm, self.last = Norm(norm, width, film=given_by == "film"), Outputs(len(space.supports), width, out)
         self.order, self.longest = raster(space), self.positions.longest
         relative = attention == "local" and positions in ("rotary", "alibi")
-        self.reach = depth * (self.window - 1) + max(1, longest) if text and relative else None
+        self.reach = depth * (self.window - 1) + max(1, ngrams) if text and relative else None
         self.room = space.dims if self.ahead and text else self.positions.longest
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
