@@ -24,7 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import likely
 from common import emit, options, peer
+from likely.model import Recipe
+from likely.training.optimisers import optimiser_of
 
 WINDOW, BATCH, WIDTH, DEPTH, HEADS, STEPS = 64, 12, 128, 4, 4, 2000
 PAIRS, STREAMS, LENGTH = 5, 64, 1000
@@ -77,25 +80,24 @@ class Theirs:
 
 
 class Ours:
-    """The causal transformer of the same shape, its optimiser as the recipe says."""
+    """The causal transformer of the same shape, by AdamW as theirs."""
+
+    RECIPE = Recipe(lr=4e-3, clip=100.0)
 
     def __init__(self, levels: int, *, bf16: bool) -> None:
-        import likely
-        from likely.training.optimisers import optimiser_of
-
         shape = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "ngrams": 1, "dropout": 0.0}
         self.model: Any = likely.build("autoregressive", likely.Space.sequence(WINDOW, levels), net="transformer", **shape)
-        self.optimiser, self.bf16 = optimiser_of(self.model, self.model.recipe), bf16
+        self.optimiser, self.bf16 = optimiser_of(self.model, self.RECIPE), bf16
 
     def step(self, stream: Tensor, fraction: float = 0.0) -> None:
-        rate = self.model.recipe.lr * min(1.0, 20 * fraction + 1e-3) * 0.5 * (1 + math.cos(math.pi * fraction))
+        rate = self.RECIPE.lr * min(1.0, 20 * fraction + 1e-3) * 0.5 * (1 + math.cos(math.pi * fraction))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = self.model(rows(stream, WINDOW)).mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.model.recipe.clip)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.RECIPE.clip)
         self.optimiser.step()
 
     def loss(self, stream: Tensor) -> float:
