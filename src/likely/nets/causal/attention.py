@@ -165,17 +165,17 @@ class SoftmaxAttention(_Grouped):
 
         It has few operations and calls no module: of a single stream these cost more time than the arithmetic.
         """
-        into, out, d, heads, kv_heads = self.qkv.weight, self.out.weight, self.head_width, self.heads, self.kv_heads
+        into, out, d, heads, kv_heads = self.qkv.weight.mT, self.out.weight.mT, self.head_width, self.heads, self.kv_heads
 
         def step(h: Tensor, place: Place, cache: Ring) -> Tensor:
             n = len(h)
-            every = F.linear(h, into).view(n, -1, d)
+            every = torch.mm(h, into).view(n, -1, d)
             if place.turns is not None:
                 torch.view_as_complex(every.narrow(1, 0, heads + kv_heads).view(n, -1, d // 2, 2)).mul_(place.turns)
             k, v = cache.push(every.narrow(1, heads, 2 * kv_heads))
             q = every.narrow(1, 0, heads).view(n, kv_heads, -1, d)  # heads that share keys are rows of one product
             mask = None if place.mask is None else place.mask.view(kv_heads, q.shape[2], -1)
-            return F.linear(F.scaled_dot_product_attention(q, k, v, mask).flatten(1), out)
+            return torch.mm(F.scaled_dot_product_attention(q, k, v, mask).view(n, -1), out)
 
         return step
 

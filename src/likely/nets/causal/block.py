@@ -121,11 +121,11 @@ class Block(nn.Module):
         if self.cross is not None or self.norm_1.film is not None:
             return lambda h, place, context, cache: self._after(h + attend(self.norm_1(h, context.film), place, cache), context, index)
         norm_1, norm_2, activation = self.norm_1.plain(), self.norm_2.plain(), ACTIVATIONS[self.ffn.kind]
-        up, down = self.ffn.up.weight, self.ffn.down.weight
+        up, down = self.ffn.up.weight.mT, self.ffn.down.weight.mT
 
         def step(h: Tensor, place: Place, context: Context, cache: Ring | Sums) -> Tensor:
             h = h + attend(norm_1(h), place, cache)
-            return h + F.linear(activation(F.linear(norm_2(h), up)), down)
+            return torch.addmm(h, activation(torch.mm(norm_2(h), up)), down)
 
         return step
 
