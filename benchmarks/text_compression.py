@@ -60,7 +60,7 @@ def main() -> None:
             record[f"ngram {estimator}{'' if adapt else ' static'}"] = measured(data, "ngram", estimator=estimator, adapt=adapt)
     if options.seconds:
         left = options.seconds - record["ngram mixed"]["cpu_seconds"]
-        how = {"threads": options.threads, "seed": options.seed}
+        how = {"threads": options.threads, "seed": options.seed, "precision": "bf16"}
         steps = common.steps_within(data, "autoregressive", 0.93 * left, **how)
         record["mixture(ngram, autoregressive)"] = measured(data, "mixture(ngram, autoregressive)", steps=steps, **how)
     common.emit("text_compression", {"text": options.text.name, **record})
