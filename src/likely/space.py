@@ -180,11 +180,14 @@ class Space:
                 raise DataError(f"NaN or infinite values in entry {s.name or i}.", "Remove or impute them first.")
 
     def standardised(self, x: Tensor) -> "Space":
-        """This space with centers and scales learnt from the training examples `x`, per channel or column."""
+        """This space with centers and scales learnt from the training examples `x`, per channel or column, and a table's atoms."""
         if self.layout == "sequence":
             return self
         by_entry = x.transpose(1, -1) if self.layout == "set" else x
-        return replace(self, supports=tuple(s.standardised(by_entry[:, i]) for i, s in enumerate(self.supports)))
+        supports = [s.standardised(by_entry[:, i]) for i, s in enumerate(self.supports)]
+        if self.layout == "columns":
+            supports = [s.with_atoms(x[:, i]) for i, s in enumerate(supports)]
+        return replace(self, supports=tuple(supports))
 
     def enumerate(self, limit: int = 2**18) -> Tensor:
         """Every example of a small discrete space, [states, *shape]; proofs sum over it.
@@ -288,7 +291,8 @@ class Space:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Space":
-        supports = tuple(Support(**{**s, "categories": tuple(s["categories"])}) for s in record["supports"])
+        lists = ("categories", "atoms", "shares")
+        supports = tuple(Support(**{k: tuple(v) if k in lists else v for k, v in s.items()}) for s in record["supports"])
         return cls(record["layout"], tuple(record["shape"]), supports, record["variable"], record["unordered"])
 
     def __str__(self) -> str:

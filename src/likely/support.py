@@ -11,6 +11,7 @@ __all__ = ["MISSING", "Support", "from_grid", "to_grid"]
 
 MISSING = -1  # the code of a missing cell in an integer table; NaN in a real one
 _ARGMAX_UP_TO = 16
+_ATOMS = 128
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Support:
     `ordinal` and `nominal` have `levels` values 0..levels-1. `decimal` is the unbounded grid
     (origin + i) / 10**decimals, i in Z; its code is `from_grid(i)`, which steps over -1, the code
     of a missing cell. `real` has a density. `center` and `scale` standardise numbers, in grid
-    steps for ordinal and decimal; they are learnt from the training split.
+    steps for ordinal and decimal; `atoms` are the grid indices of a table's values that repeat, and
+    `shares` how often they do, the most frequent first. All are learnt from the training split.
     """
 
     kind: Literal["ordinal", "nominal", "decimal", "real"]
@@ -32,6 +34,8 @@ class Support:
     origin: int = 0
     center: float = 0.0
     scale: float = 1.0
+    atoms: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
 
     @property
     def numeric(self) -> bool:
@@ -66,6 +70,16 @@ class Support:
         number = present.double() if self.kind == "real" else (to_grid(present) if self.kind == "decimal" else present).double() + 0.5
         variance = number.var(correction=0).item() + (0.0 if self.kind == "real" else 1 / 12)
         return replace(self, center=number.mean().item(), scale=math.sqrt(variance) or 1.0)
+
+    def with_atoms(self, x: Tensor) -> "Support":
+        """With the values that repeat in `x`, of an ordinal or a decimal; half a count of each is left to values that do not."""
+        present = x[(x != MISSING) & ~torch.isnan(x)]
+        if self.kind not in ("ordinal", "decimal") or present.numel() == 0:
+            return self
+        values, counts = (to_grid(present) if self.kind == "decimal" else present).unique(return_counts=True)
+        often = counts.argsort(descending=True, stable=True)[: min(_ATOMS, int((counts > 1).sum()))]
+        shares = (counts[often].double() - 0.5) / len(present)
+        return replace(self, atoms=tuple(values[often].long().tolist()), shares=tuple(shares.tolist()))
 
 
 def to_grid(code: Tensor) -> Tensor:

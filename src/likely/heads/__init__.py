@@ -9,6 +9,7 @@ this stands between them. With params [..., width] of an entry x:
                         over the cell [a, b) of x on the standardised scale; the first and last cell of an
                         ordinal are open and the grid of a decimal is unbounded, so masses sum to one:
                         log [F(z + w) - F(z)] = log F(z + w) + log F(-z) + log(1 - exp(-w))
+    atomic mixture      log [pi_0 logistic mixture + pi_j of the j-th value that repeats in a column]
     normal mixture      log sum_k pi_k N(u; mu_k, s_k) - log scale: the density of a real; s_k >= 1e-3 of
                         the data's standard deviation
     coupled             a logistic mixture of all channels of a pixel together (`heads.coupled`)
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likely.heads.atomic import AtomicMixture
 from likely.heads.base import Head, missing
 from likely.heads.bernoulli import Bernoulli
 from likely.heads.categorical import Categorical
@@ -36,7 +38,7 @@ from likely.heads.coupled import Coupled
 from likely.heads.mixtures import LogisticMixture, NormalMixture
 from likely.space import MISSING, Space, Support
 
-__all__ = ["Bernoulli", "Categorical", "Coupled", "Head", "Heads", "LogisticMixture", "NormalMixture", "head_for"]
+__all__ = ["AtomicMixture", "Bernoulli", "Categorical", "Coupled", "Head", "Heads", "LogisticMixture", "NormalMixture", "head_for"]
 
 
 def head_for(*supports: Support, components: int = 5, categorical_up_to: int = 64, bernoulli: bool = True) -> Head:
@@ -49,7 +51,7 @@ def head_for(*supports: Support, components: int = 5, categorical_up_to: int = 6
         return NormalMixture(supports, components)
     if s.kind == "nominal" or (s.kind == "ordinal" and s.levels <= categorical_up_to):
         return Bernoulli(supports) if bernoulli and s.states == 2 and not s.missing else Categorical(supports)
-    return LogisticMixture(supports, components)
+    return AtomicMixture(supports, components) if any(t.atoms for t in supports) else LogisticMixture(supports, components)
 
 
 class Heads:
@@ -70,7 +72,7 @@ class Heads:
         kinds: dict[tuple[str, int], list[int]] = {}
         for i in range(len(space.supports)):
             head = self.at(i)
-            bucket = head.width.bit_length() if isinstance(head, Categorical) else 0
+            bucket = head.width.bit_length() if isinstance(head, Categorical) else getattr(head, "atoms", 0)
             kinds.setdefault((type(head).__name__, bucket), []).append(i)
         self.groups = [(which, head_for(*(space.supports[i] for i in which), **self._how)) for which in kinds.values()]
         self.order = torch.tensor([i for which, _ in self.groups for i in which]).argsort()

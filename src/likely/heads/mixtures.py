@@ -103,8 +103,12 @@ class LogisticMixture(_Mixture):
     """A mixture of logistics integrated over the cells of an ordinal (open at both ends) or a decimal (unbounded)."""
 
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
+        return self._with_missing(self._log_present(params, x), params, missing(x))
+
+    def _log_present(self, params: Tensor, x: Tensor) -> Tensor:
+        """log p of x, given that it is not missing."""
         weights = self._mixture(params)[0].log_softmax(-1)
-        return self._with_missing((weights + self.log_components(params, x)).logsumexp(-1), params, missing(x))
+        return (weights + self.log_components(params, x)).logsumexp(-1)
 
     def log_components(self, params: Tensor, x: Tensor) -> Tensor:
         """The log-mass of x under each component, [..., components]."""
@@ -119,12 +123,16 @@ class LogisticMixture(_Mixture):
         return _log_cell(z, w, first, last)
 
     def sample(self, params: Tensor) -> Tensor:
+        return self._lose(self._drawn(params), params, MISSING)
+
+    def _drawn(self, params: Tensor) -> Tensor:
+        """Draws, none of them missing."""
         mean, s = self._component(params)
         index = (mean + s * torch.logit(torch.rand_like(mean).clamp_min(2.0**-54))).floor()
         levels = self._levels(mean)
         finite = levels.isfinite()
         index = torch.where(finite, index.clamp_min(0.0), index).clamp(-(2.0**52), 2.0**52).minimum(levels - 1).long()
-        return self._lose(torch.where(finite, index, from_grid(index)), params, MISSING)
+        return torch.where(finite, index, from_grid(index))
 
     def _index(self, x: Tensor) -> Tensor:
         """Position on the grid of each cell, float64; 0 where missing, whose mass is not asked."""
