@@ -174,8 +174,8 @@ def tables():
         rows.append([name, f"{best['rows']:,}", str(best["columns"]), f"{best['n']:,}", *cells])
     text = (
         "Held-out bits per row, lower is better, and the CPU seconds of training; defaults, the loader's split (a fifth is test). "
-        "`histogram` gives values that repeat masses of their own, and the mixtures of the other two do not: where decimals are much finer "
-        "than the values that occur (the uci and wine tables) it is far ahead. `python benchmarks/tables.py`"
+        "`autoregressive` and `histogram` give values that repeat masses of their own, and `gmm` does not: where decimals are much finer "
+        "than the values that occur (the uci and wine tables) it is far behind. `python benchmarks/tables.py`"
     )
     return section("Tables", text, ["table", "training rows", "columns", "test rows", *families], rows, records("tables")[-1])
 

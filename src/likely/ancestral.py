@@ -232,7 +232,8 @@ class Ancestral(Primed, Fillable, ABC):
         if exact:
             return "the conditional of the ordering that begins with what is known" if free else "the model's own conditional"
         each = f" under each of {walk.orderings} orderings" if walk.orderings > 1 and not free else ""
-        return f"{particles} particles{each}, weighed by the known entries that come later"
+        there = ", and by the chance of unknown cells to be there" if any(s.missing for s in self.space.supports) else ""
+        return f"{particles} particles{each}, weighed by the known entries that come later{there}"
 
 
 def _rows(values: Tensor | None, index: slice | Tensor) -> Tensor | None:

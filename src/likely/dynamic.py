@@ -3,8 +3,8 @@ r"""The conditionals of a long stretch of symbols, window by window, of a net th
 Windows overlap: the first part of each is context, the rest is predicted. In dynamic evaluation each
 part is learnt after it has been predicted,
 
-    theta <- theta + rate * g / sqrt(v),    g = grad log p(part | what is before it; theta),
-    v     <- beta v + (1 - beta) g^2        (elementwise)
+    v     <- beta v + (1 - beta) g^2,       g = grad log p(part | what is before it; theta),
+    theta <- theta + rate * g / sqrt(v / (1 - beta^t))        (elementwise, in step t)
 
 so that parameters whose gradients are rare, such as embeddings of rare n-grams, move far when they
 move. What is predicted rests on what is before it alone: the likelihood is exact, and a decoder that
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.errors import UsageError
 from likely.heads import Heads
 from likely.nets.causal import CausalNet
 
@@ -29,7 +30,7 @@ __all__ = ["Turned", "adapting", "along"]
 _ROWS = 32  # windows that are predicted at once
 _RATE, _BETA = 2e-4, 0.999
 _MEASURED = 32  # parts of what is before the stretch, by which the size of gradients is known
-_STEPS = 2048  # of learning, at most; in a longer stretch each learns several parts
+_STEPS = 2048  # of learning; in a longer stretch each learns several parts, up to _ROWS
 
 Blocks = Iterator[tuple[Tensor, Tensor]]
 
@@ -59,13 +60,18 @@ def along(net: CausalNet | Turned, stretch: Tensor, prefix: Tensor, length: int)
 
 @torch.no_grad()
 def adapting(net: CausalNet | Turned, heads: Heads, stretch: Tensor, prefix: Tensor, length: int) -> Blocks:
-    """As `along`, by a copy of the net that learns; by windows that are half context."""
+    """As `along`, by a copy of the net that learns; by windows that are half context.
+
+    Raises: UsageError in torch's inference mode, which has no gradients.
+    """
+    if torch.is_inference_mode_enabled():
+        raise UsageError("A model that adapts cannot score a text in inference mode.", "Use torch.no_grad(), or fit with adapt=False.")
     learner = _Learner(net, heads)
     part = length - length // 2
     before = prefix[max(0, len(prefix) - _MEASURED * part) :]
     for x, place in _windows(before, prefix[:0], length, length // 2, 1):
         learner.step(learner.predicted(x, place)[0], 0.0)
-    for x, place in _windows(stretch, prefix, length, length // 2, max(1, -(-len(stretch) // (part * _STEPS)))):
+    for x, place in _windows(stretch, prefix, length, length // 2, min(_ROWS, max(1, -(-len(stretch) // (part * _STEPS))))):
         loss, parameters, symbols = learner.predicted(x, place)
         yield parameters, symbols
         learner.step(loss, _RATE)
@@ -81,7 +87,8 @@ class _Learner:
     @torch.enable_grad()
     def predicted(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(mean loss, parameters, symbols) of the places that count."""
-        parameters, symbols = _predicted(self.net, x, place)
+        with torch.backends.cudnn.flags(enabled=False):  # whose recurrent nets learn in training mode alone
+            parameters, symbols = _predicted(self.net, x, place)
         return -self.heads.log_mass(parameters[None], symbols[None]).mean(), parameters.detach(), symbols
 
     def step(self, loss: Tensor, rate: float) -> None:

@@ -230,7 +230,8 @@ class Filled:
 
     Attributes:
         x: [draws, batch, *shape]; known entries bit for bit.
-        exact: whether from the model's own conditional, p(unknown | known).
+        exact: whether from a conditional p(unknown | known) that the model has as such, that of the ordering that `how` names
+            (which, of a net that knows every ordering, need not be the one that log_prob speaks of).
         effective: effective number of samples that each rests on, [draws, batch]; infinite where exact.
         how: the method, and what it approximates.
     """

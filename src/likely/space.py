@@ -292,7 +292,7 @@ class Space:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Space":
         lists = ("categories", "atoms", "shares")
-        supports = tuple(Support(**{k: tuple(v) if k in lists else v for k, v in s.items()}) for s in record["supports"])
+        supports = tuple(Support(**(s | {name: tuple(s[name]) for name in lists})) for s in record["supports"])
         return cls(record["layout"], tuple(record["shape"]), supports, record["variable"], record["unordered"])
 
     def __str__(self) -> str:

@@ -366,7 +366,7 @@ def _picked(log_w: Tensor) -> Tensor:
 
 
 def _by_evidence(parts: list[Weighted]) -> Weighted:
-    """One of several fillings for each row, by evidence. The effective number is that of the particles of all of them together."""
+    """One of several fillings for each row, by evidence. Effective numbers are pooled; one that leads counts as any number."""
     x, effective, evidence = (torch.stack(values, 1) for values in zip(*parts, strict=True))
     share = (evidence - evidence.amax(1, keepdim=True).clamp_min(-1e300)).exp()
     pooled = share.sum(1).square() / (share.square() / effective.clamp_min(1e-300)).sum(1)

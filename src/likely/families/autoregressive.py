@@ -44,7 +44,7 @@ from likely.logprob import LogProb
 from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, evaluating
 from likely.nets import default
 from likely.nets import net as build_net
-from likely.nets.causal import CausalNet
+from likely.nets.causal import CausalNet, OrderFree
 from likely.nets.causal.ordered import Order, arranged
 from likely.noise import Noise
 from likely.space import Space
@@ -136,6 +136,8 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
 
     def _check_padding(self, padding: Tensor) -> None:
         """Padding is what is left out at the end of the order; else later entries would be told of symbols that are not there."""
+        if self.training and isinstance(self.net, OrderFree) and bool(padding.any()):
+            raise UsageError("A net that knows every order cannot be trained on padded sequences.", "Give whole windows, or another net.")
         if not self.conditionals.reads and bool((padding[:, self.net.order].long().diff() < 0).any()):
             raise UsageError("Padding comes before other symbols in this model's order.", "Give whole windows, or fit without order.")
 
