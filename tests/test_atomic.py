@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import likely
 from likely import Space
 from likely.families.autoregressive import Autoregressive
 from likely.heads import AtomicMixture, Heads, LogisticMixture
@@ -98,3 +99,10 @@ def test_a_model_of_a_table_fills_and_scores_with_atoms():
     assert torch.equal(filled.x[:, :, 0], x[:, 0].expand(2, -1))
     repeated = sum((filled.x[..., 1] == v).double().mean().item() for v in from_grid(torch.tensor(DECIMAL.atoms)).tolist())
     assert repeated > 0.3 * math.fsum(DECIMAL.shares)
+
+
+def test_ranks_of_a_score_count_what_is_likelier():
+    made = Autoregressive(Space.columns(ORDINAL), size="tiny").eval()
+    rows = likely.score(made, torch.tensor([[1000], [37], [1000], [1999]]))
+    assert [r["percentile"] for r in rows] == [0.75, 0.5, 0.0, 0.0]
+    assert likely.score(made, torch.tensor([[5]]))[0]["percentile"] == 0.0

@@ -74,6 +74,11 @@ def test_closeness_and_words():
     )
 
 
+def test_no_verdict_where_real_examples_are_told_apart_too():
+    entry = Entry((row(quality={"c2st_auc": {"value": 1.0, "real": 0.98}}),))
+    assert sentence(entry).startswith("A classifier tells even real examples from each other (AUC 0.98)")
+
+
 def test_numbers_for_people():
     assert [number(v) for v in (None, 0.01234, 7.25, 431, 12300, 4_100_000)] == ["–", "0.0123", "7.25", "431", "12,300", "4.1 M"]
     assert [duration(s) for s in (None, 0.123, 57.4, 245)] == ["–", "0.1 s", "57 s", "4 min 05 s"]

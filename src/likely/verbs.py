@@ -170,6 +170,7 @@ def score(
     result = of_text(log_prob(fitted, split, draws=draws or fitted.bound_draws, seed=seed), fitted.space)
     bits = -result.nats / fitted.space.nats_per_unit_of(split.x)
     order = result.nats.argsort().tolist()
+    likelier = len(order) - torch.searchsorted(result.nats[order], result.nats, right=True)
     return [
         {
             "example": i,
@@ -179,7 +180,7 @@ def score(
             "kind": result.kind,
             "how": result.how,
             "rank": rank + 1,
-            "percentile": 1 - rank / len(order),
+            "percentile": likelier[i].item() / len(order),
         }
         for rank, i in enumerate(order)
     ]
