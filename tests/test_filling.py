@@ -1,5 +1,6 @@
 """`likely.fill` and `likely edit`: gaps of texts, holes of images, empty cells of tables; what is known stays byte for byte."""
 
+import codecs
 import csv
 import io
 from pathlib import Path
@@ -17,7 +18,7 @@ import likely
 from likely import printing, verbs
 from likely.errors import DataError, LikelyError, UsageError
 from likely.families.autoregressive import Autoregressive
-from likely.filling import Edited
+from likely.filling import Edited, edit
 from likely.model import Filled
 from likely.sources import patched_csv
 from likely.space import Space, Support
@@ -73,6 +74,14 @@ def test_missing_cells_of_a_coded_table_are_unknown():
     filled = likely.fill(made, torch.tensor([[-1, 1], [2, 0]]))
     assert (filled.x >= 0).all()
     assert torch.equal(filled.x[0, 1], torch.tensor([2, 0]))
+
+
+def test_missing_cells_beside_reals_are_unknown():
+    made = Autoregressive(Space.columns(Support("real"), Support("nominal", 3, missing=True)), size="tiny")
+    filled = likely.fill(made, torch.tensor([[-1.0, -1.0], [float("nan"), 2.0]]))
+    assert filled.x[0, 0, 0] == -1  # a real number like any other
+    assert (filled.x[0, :, 1] >= 0).all()
+    assert filled.x[0].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,17 @@ def test_several_texts_of_another_length_are_refused(models):
 def test_a_mark_is_one_byte_whatever_it_is_spelt_as(models):
     filled = likely.fill(models / "text", "the qu░░k brown_fox", gap="░")
     assert bytes(filled.x[0, 0].tolist()) == b"the quick brown_fox"
+
+
+def test_where_a_mask_says_what_is_known_a_mark_is_a_byte():
+    made = Autoregressive(Space.sequence(5, 256), size="tiny")
+    filled = likely.fill(made, "a_bcd", torch.tensor([True, True, True, False, True]), particles=4)
+    assert bytes(filled.x[0, 0, :3].tolist()) == b"a_b"
+
+
+def test_a_text_may_read_like_the_name_of_a_built_in_set(models):
+    assert edit(models / "text", text="wine", gap="i").texts[0][::2] == b"wn"
+    assert likely.fill(models / "text", "moons", gap="o").x.shape == (1, 1, 5)
 
 
 def test_strings_of_variable_length_keep_their_length():
@@ -298,6 +318,13 @@ def test_any_csv_is_patched_in_place(tmp_path_factory, table, hole, value):
     want = [[cell.strip() for cell in line] for line in table]
     want[row][column] = value.strip()
     assert [[cell.strip() for cell in line] for line in got[1:]] == want
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], ids=["", "8", "16-le", "16-be"])
+def test_a_table_keeps_its_byte_order_and_mark(tmp_path, mark):
+    encoding = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(mark, "utf-8")
+    (tmp_path / "t.csv").write_bytes(mark + "é,q\n1,\n".encode(encoding))
+    assert patched_csv(tmp_path / "t.csv", [{(0, "q"): "ü"}]) == mark + "é,q\n1,ü\n".encode(encoding)
 
 
 # -- images -----------------------------------------------------------------------------------------

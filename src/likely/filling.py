@@ -142,7 +142,8 @@ def _read(
     own = {name: value for name, value in how.items() if name not in READING}
     check_options(fitted.fill, own, "fill")
     reading = reading_options(model, {name: value for name, value in how.items() if name in READING})
-    source = built_in_test(source, model)
+    literal = fitted.space.textual and isinstance(source, str)  # a text, also where it reads like a built-in set's name
+    source = source if literal else built_in_test(source, model)
     gapped = sources.gapped(source, known, fitted.space, fitted.given_space, gap=gap, boxes=boxes, **reading)
     values = expand_given(as_given(given, fitted), len(gapped.x))
     return _Case(fitted, gapped, gapped.given if values is None else values, own, reading)

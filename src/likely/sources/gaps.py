@@ -40,7 +40,7 @@ def gapped(
     """Examples of `space`, and which of their entries are known.
 
     Args:
-        source: a text (a string or bytes, or the `Path` of its file) in which every `gap` is one unknown byte; a table
+        source: a text (a string or bytes, or the `Path` of its file) in which, without `known`, every `gap` is one unknown byte; a table
             (path or DataFrame) whose missing cells are unknown; images (path or array); or a tensor or `Split` in codes.
         known: where it cannot be told from the source: bool, of a shape that broadcasts to that of the examples; or
             the path of an image, white where unknown.
@@ -77,7 +77,8 @@ def _is_known(known: Any, x: Tensor, space: Space) -> Tensor:
     if known is None and space.layout != "columns":
         raise UsageError("Nothing says which entries are unknown.", "Pass known=, a bool tensor that is True where they are known.")
     if known is None:
-        return ~(torch.isnan(x) | (x == MISSING) & space.discrete)
+        coded = torch.tensor([s.kind != "real" for s in space.supports], device=x.device)
+        return ~(torch.isnan(x) | (x == MISSING) & coded)
     known = torch.as_tensor(known)
     try:
         if known.dtype == torch.bool:
@@ -105,12 +106,14 @@ def _text(text: str | bytes, gap: str, known: Any, space: Space) -> Gapped:
         raise UsageError(
             "A model of tokens cannot fill gaps of so many bytes.", "Fit one to bytes (leave tokens out), or go on after a prompt."
         )
+    content = text.encode() if isinstance(text, str) else text
+    if known is not None:  # then a mark is a byte like any other
+        x = encode(content)[None]
+        return Gapped(x, _is_known(known, x, space))
     if not gap:
         raise UsageError("An empty mark cannot show a gap.", f"For example: --gap {GAP}")
-    parts = (text.encode() if isinstance(text, str) else text).split(gap.encode())
+    parts = content.split(gap.encode())
     x = encode(b"\0".join(parts))[None]
-    if known is not None:
-        return Gapped(x, _is_known(known, x, space))
     there = torch.ones(x.shape, dtype=torch.bool)
     there[:, torch.tensor([len(part) + 1 for part in parts[:-1]], dtype=torch.int64).cumsum(0) - 1] = False
     return Gapped(x, there)

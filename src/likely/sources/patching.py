@@ -1,5 +1,6 @@
 """A CSV file with some of its cells filled in, and all else as it was, byte for byte: quotes, blanks, order, line ends, encoding."""
 
+import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
@@ -40,7 +41,15 @@ def patched_csv(path: Path, draws: Sequence[Cells], header: bool | None = None) 
         out += ["".join(_numbered(row, str(number + 1), delimiter, len(draws))) for row in rows]
         if number + 1 < len(draws) and not out[-1].endswith(("\n", "\r")):
             out.append("\n")
-    return "".join(out).encode(encoding_of(content))
+    return _encoded("".join(out), content)
+
+
+def _encoded(text: str, like: bytes) -> bytes:
+    """Bytes in the encoding, the byte order and with the mark of others; `utf-16` alone would write the machine's own order."""
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if like.startswith(mark):
+            return mark + text.encode(encoding)
+    return text.encode(encoding_of(like))
 
 
 Record = list[str]  # raw cells, each but the last followed by its delimiter, the last by the end of the line
