@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import likely
+from likely import arguments
 
 SOURCE = Path(likely.__file__).parent
 
@@ -69,6 +70,12 @@ def test_families_do_not_import_each_other(path):
     tree = ast.parse(path.read_text())
     names = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("likely.families")]
     assert not names
+
+
+def test_arguments_lists_what_the_command_line_takes_from_it():
+    tree = ast.parse((SOURCE / "cli.py").read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "likely.arguments"]
+    assert {alias.name for node in nodes for alias in node.names} <= set(arguments.__all__)
 
 
 def test_nothing_above_names_a_family():

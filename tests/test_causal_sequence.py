@@ -146,6 +146,7 @@ def test_mistakes_are_told():
         ({"heads": 3}, "do not divide"),
         ({"heads": 4, "kv_heads": 3}, "do not divide"),
         ({"norm": "batch"}, "norm"),
+        ({"given_by": "nonsense"}, "given_by 'nonsense'"),
         ({"given": LABEL, "given_by": "cross"}, "attended"),
         ({"given": LABEL, "given_by": "prefix", "window": 3}, "loses sight"),
     ]:

@@ -140,6 +140,20 @@ def test_each_given_has_a_beam_of_its_own():
         model(Space.reals(2)).sample(1, beam=2)
 
 
+def test_a_beam_takes_no_filter():
+    made = model(SPACES["sequence"])
+    for how in ({"temperature": 0.5}, {"top_k": 2}, {"greedy": True}):
+        with pytest.raises(UsageError, match=next(iter(how))):
+            made.sample(1, beam=2, **how)
+
+
+@pytest.mark.parametrize("prompt", [None, torch.tensor([2, 0])], ids=["none", "two"])
+def test_a_beam_of_no_symbols_is_the_prompt(prompt):
+    found = model(SPACES["sequence"]).sample(3, beam=4, prompt=prompt, length=0, with_log_prob=True)
+    assert found.x.tolist() == [[] if prompt is None else [2, 0]] * 3
+    assert found.log_prob.tolist() == [0, 0, 0]
+
+
 # -- filling --------------------------------------------------------------------------------------
 
 

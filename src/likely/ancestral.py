@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from likely.decoding import Filter, Stops
+from likely.decoding import UNFILTERED, Filter, Stops
 from likely.errors import UsageError
 from likely.model import Fillable, Filled, Primed, evaluating, expand_given
 from likely.nets.causal import OrderFree
@@ -69,7 +69,7 @@ class Ancestral(Primed, Fillable, ABC):
             length: symbols of a text after the prompt, however many; the space's own length by default.
             stop: strings, as symbols [m], of which the first to appear after the prompt ends a text; it is part of what is
                 returned, and a text that ends before others is padded with -1.
-            beam: the n likeliest examples that a search of this width finds, instead of draws; best first.
+            beam: the n likeliest examples that a search of this width finds, instead of draws; best first. It takes no filter.
             with_log_prob: return a `Sampled`.
             temperature, top_k, top_p, min_p, typical, greedy: a `Filter` of entries of finitely many values, which changes
                 what is drawn from; `log_prob` stays that of the model itself.
@@ -77,10 +77,13 @@ class Ancestral(Primed, Fillable, ABC):
         Returns: a tensor [n, *shape], with a prompt or a length [n, m + length], with a stop at most so long; or a `Sampled` with it.
         """
         keep, given = Filter(temperature, top_k, top_p, min_p, typical, greedy), expand_given(given, n)
+        if beam is not None and keep != UNFILTERED:
+            asked = ", ".join(f"{name}={value}" for name, value in vars(keep).items() if value != getattr(UNFILTERED, name))
+            raise UsageError(f"A beam search draws nothing that {asked} could filter.", "Pass beam alone, or leave it out.")
         length = self._up_to(prompt, length, stop)
         prompt = self._prompt(prompt, length, n)
         with evaluating(self):  # type: ignore[arg-type]
-            if beam is not None:
+            if beam is not None and length != 0:  # no symbols leave nothing to search
                 drawn = self._likeliest(n, given, beam, prompt, length, stop)
             elif length is not None:
                 drawn = self._text(given, keep, prompt, length, stop, with_log_prob)

@@ -20,6 +20,9 @@ __all__ = [
     "SeedOption",
     "SizeOption",
     "ValuesOption",
+    "extra_options",
+    "family_options",
+    "read_box",
     "reads",
 ]
 

@@ -197,12 +197,12 @@ class CausalTransformer(CausalNet):
 
 def _way(given: Space | None, way: str | None) -> str | None:
     """How `given` enters: as asked for, or by what it is."""
+    if way is not None and way not in _WAYS:
+        raise UsageError(f"Unknown given_by '{way}'.", nearest(way, _WAYS))
     if given is None:
         return None
     if way is None:
         return "cross" if given.layout == "sequence" else "start"
-    if way not in _WAYS:
-        raise UsageError(f"Unknown given_by '{way}'.", nearest(way, _WAYS))
     if way == "cross" and given.layout != "sequence":
         raise UsageError(f"Only a sequence can be attended to, not {given.layout} data.", "Pass given_by='start', 'film' or 'prefix'.")
     return way
