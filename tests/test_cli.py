@@ -76,6 +76,10 @@ def test_data_and_models_say_what_there_is(run):
         (["show", "nowhere"], 4, "not a stored model"),
         (["sample", "nowhere"], 4, "not a stored model"),
         (["models", "flaw"], 2, "Did you mean 'flow'"),
+        (["fit", "digits", "--order", "sideways", "--steps", "1"], 2, "Unknown order 'sideways'"),
+        (["fit", "digits", "--order", "reverse", "flow"], 2, "right after DATA"),
+        (["fit", "digits", "mixture(ngram"], 2, "brackets"),
+        (["fit", "digits", "histogram", "--window", "8"], 2, "no option 'window'"),
     ],
 )
 def test_errors_are_one_line_and_a_hint(run, words, code, told, tmp_path, monkeypatch):
@@ -108,6 +112,18 @@ def test_options_of_a_family_are_read_as_python_values():
         "net": "gated-pixelcnn",
         "tied": True,
     }
+
+
+def test_truths_are_spelt_as_people_spell_them():
+    found = arguments.extra_options(["--greedy", "false", "--adapt=No", "--tied", "yes", "--dry", "True"])
+    assert found == {"greedy": False, "adapt": False, "tied": True, "dry": True}
+
+
+def test_a_window_reaches_the_net_of_data_that_are_no_text(run, tmp_path):
+    net = ["--net", "transformer", "--attention", "local", "--window", 9, "--size", "tiny"]
+    code, _, err = run("fit", "bars-and-stripes", *net, "--steps", 1, "--out", tmp_path / "m")
+    assert code == 0, err
+    assert likely.open(tmp_path / "m").config["options"] == {"net": "transformer", "attention": "local", "window": 9}
 
 
 def test_conditioning_values_are_read_by_name_or_code():
@@ -274,8 +290,60 @@ def test_an_interrupted_text_keeps_what_is_written(run, writer, monkeypatch):
     assert run("sample", writer) == (130, "so far\n", "")
 
 
-@pytest.mark.parametrize(("words", "told"), [(["--length", -1], "-1"), (["--stop", ""], "empty"), (["--tempreature", 2], "temperature")])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--length", -1], "-1"),
+        (["--stop", ""], "empty"),
+        (["--tempreature", 2], "temperature"),
+        (["--top-p", "abc"], "'abc', not float"),
+        (["--top-k", "2.5"], "2.5, not int"),
+        (["--beam", "x"], "'x', not int"),
+        (["--beam", "yes"], "True, not int"),
+        (["--greedy", "0"], "0, not bool"),
+    ],
+)
 def test_what_cannot_be_written_is_told_in_a_line(run, writer, words, told):
     code, out, err = run("sample", writer, *words)
     assert (code, out) == (2, "")
     assert told in err
+
+
+def test_a_model_that_reads_from_the_end_prints_windows_but_goes_on_from_nothing(run, text_model, tmp_path):
+    likely.fit(str(text_model / "t.txt"), "autoregressive", size="tiny", steps=1, order="reverse", out=tmp_path / "m", progress=False)
+    code, out, err = run("sample", tmp_path / "m", "--prompt", "To be", "--length", 5)
+    assert (code, out) == (2, "")
+    assert "left to right" in err
+    code, out, err = run("sample", tmp_path / "m")
+    assert code == 0, err
+    assert out.strip()
+
+
+def test_strings_are_for_models_of_texts(run, writer, tmp_path):
+    likely.fit("bars-and-stripes", "autoregressive", size="tiny", steps=1, out=tmp_path / "m", progress=False)
+    code, _, err = run("sample", tmp_path / "m", "--stop", "a", "--out", tmp_path / "s.png")
+    assert code == 2
+    assert "no strings to begin or end with" in err
+    for word in ("prompt", "stop"):
+        with pytest.raises(likely.LikelyError, match=r"likely\.sample"):
+            likely.open(writer).sample(1, **{word: "to be"})
+
+
+def test_an_empty_text_has_no_score(run, text_model, tmp_path):
+    (tmp_path / "empty.txt").write_bytes(b"")
+    code, _, err = run("score", text_model / "m", tmp_path / "empty.txt")
+    assert (code, err.count("\n")) == (3, 2)
+    assert "text is empty" in err
+
+
+def test_images_of_another_size_say_how_to_resize_them(run, tmp_path):
+    from PIL import Image
+
+    likely.fit("digits", "histogram", out=tmp_path / "m", progress=False)
+    Image.new("L", (28, 28)).save(tmp_path / "p.png")
+    code, _, err = run("score", tmp_path / "m", tmp_path / "p.png")
+    assert code == 3
+    assert "28 x 28" in err
+    assert "--resize 8" in err
+    code, _, err = run("score", tmp_path / "m", tmp_path / "p.png", "--resize", 8)
+    assert code == 0, err

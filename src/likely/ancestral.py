@@ -43,6 +43,10 @@ class Ancestral(Primed, Fillable, ABC):
     def conditionals(self) -> Conditionals:
         """The net that steps, and the heads, over the symbols that are predicted."""
 
+    @property
+    def goes_on(self) -> bool:
+        return not self.space.variable and self.conditionals.reads
+
     @final
     @torch.no_grad()
     def sample(
@@ -50,9 +54,9 @@ class Ancestral(Primed, Fillable, ABC):
         n: int,
         given: Tensor | None = None,
         *,
-        prompt: Tensor | None = None,
+        prompt: Tensor | str | bytes | None = None,
         length: int | None = None,
-        stop: Tensor | Sequence[Tensor] | None = None,
+        stop: Tensor | Sequence[Tensor] | str | bytes | None = None,
         beam: int | None = None,
         with_log_prob: bool = False,
         temperature: float = 1.0,
@@ -75,7 +79,11 @@ class Ancestral(Primed, Fillable, ABC):
                 what is drawn from; `log_prob` stays that of the model itself.
 
         Returns: a tensor [n, *shape], with a prompt or a length [n, m + length], with a stop at most so long; or a `Sampled` with it.
+
+        Raises: UsageError for strings, which `likely.sample` reads.
         """
+        if isinstance(prompt, str | bytes) or isinstance(stop, str | bytes):
+            raise UsageError("A model's own `sample` takes symbols, not strings.", "likely.sample(model, n, prompt=...) reads strings.")
         keep, given = Filter(temperature, top_k, top_p, min_p, typical, greedy), expand_given(given, n)
         if beam is not None and keep != UNFILTERED:
             asked = ", ".join(f"{name}={value}" for name, value in vars(keep).items() if value != getattr(UNFILTERED, name))

@@ -22,6 +22,7 @@ __all__ = [
     "ValuesOption",
     "extra_options",
     "family_options",
+    "named_family",
     "read_box",
     "reads",
 ]
@@ -37,6 +38,7 @@ GivenOption = Annotated[str | None, typer.Option("--given", help="What to condit
 ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to condition on: label=3.", show_default=False)]
 
 _READING = "How DATA is read"
+_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def _option(kind: Any, name: str, told: str, **more: Any) -> Any:
@@ -107,15 +109,21 @@ def extra_options(args: list[str]) -> dict[str, Any]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise UsageError(f"Unexpected argument '{word}'.", "Options of a family are written --name value.")
+            raise UsageError(f"Unexpected argument '{word}'.", "The family comes right after DATA, its options are written --name value.")
         name, sign, text = word[2:].partition("=")
         if not sign:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
         try:
-            found[name.replace("-", "_")] = literal_eval(text)
+            value = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else literal_eval(text)
         except (ValueError, SyntaxError):
-            found[name.replace("-", "_")] = text
+            value = text
+        found[name.replace("-", "_")] = value
     return found
+
+
+def named_family(model: str, args: list[str]) -> tuple[str, list[str]]:
+    """The family, and its options; where none was named, the first option stands in its place, and the family is the default."""
+    return ("autoregressive", [model, *args]) if model.startswith("--") else (model, args)
 
 
 def family_options(args: list[str], model: str) -> dict[str, Any]:

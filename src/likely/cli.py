@@ -20,6 +20,7 @@ from likely.arguments import (
     ValuesOption,
     extra_options,
     family_options,
+    named_family,
     read_box,
     reads,
 )
@@ -107,14 +108,16 @@ def fit(
 ) -> None:
     """Fit one model. Leaves the model and `run.json`, with its test likelihood, in --out (default: likely-runs/DATA-MODEL).
 
-    Further options are the family's own, such as --layers 8. Killed, the same command goes on where it stopped.
+    Further options are the family's own, such as --net transformer --width 128. Killed, the same command goes on where it stopped.
     On several processes:  torchrun --nproc-per-node 2 -m likely fit ...
     """
     import likely
     from likely import printing, train
 
-    loaded = _load(data, given, read)
-    options = family_options(context.args, model)
+    model, args = named_family(model, context.args)
+    loaded, options = _load(data, given, read), family_options(args, model)
+    if "window" in read and "window" not in loaded.card:  # data that are no text have none: it is of the net
+        options["window"] = read["window"]
     out = out or Path("likely-runs") / f"{loaded.name}-{model}"
     budget = {"minutes": minutes, "steps": steps, "epochs": epochs}
     how = {"size": size, "seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": numbers, "track": track}

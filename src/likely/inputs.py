@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from likely import sources, store
+from likely import families, sources, store
 from likely.dataset import Data
 from likely.errors import UsageError, nearest
 from likely.model import Model
@@ -62,8 +62,10 @@ def card_of(model: Model | str | Path) -> dict[str, Any]:
 
 
 def check_options(method: Any, how: dict[str, Any], what: str, *, without: tuple[str, ...] = ()) -> None:
-    """Raise a UsageError for an option that is no keyword of a model's method."""
-    known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in without]
-    for option in how:
+    """Raise a UsageError for an option that is no keyword of a model's method, or whose value is of another kind."""
+    parameters = inspect.signature(method).parameters.values()
+    known = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in without}
+    for option, value in how.items():
         if option not in known:
             raise UsageError(f"This model's {what} has no option '{option}'.", nearest(option, known) if known else "It has none.")
+        families.check_kind(f"this model's {what}", option, value, known[option])

@@ -164,6 +164,11 @@ class Primed(ABC):
         """Whether it reads a stretch from its end, so that what is before it tells nothing."""
         return False
 
+    @property
+    @abstractmethod
+    def goes_on(self) -> bool:
+        """Whether it can follow a prompt, however long: it reads from left to right, and nothing ends what it reads."""
+
     @abstractmethod
     def log_prob_after(self, stretch: Tensor, prefix: Tensor) -> Tensor:
         """log p of each symbol of `stretch` [n] given those before it, `prefix` [m] first; nats [n], float64."""

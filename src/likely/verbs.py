@@ -124,7 +124,7 @@ def stream(model: Model | str | Path, n: int = 1, *, given: Any = None, seed: in
     By default a text goes on for 500 symbols, where the model can go on at all. Arguments are those of `sample`.
     """
     model = as_model(model)
-    writer = model if isinstance(model, Primed) and not model.space.variable else None
+    writer = model if isinstance(model, Primed) and model.goes_on else None
     if writer is not None and "beam" not in how:
         how = {"length": _LENGTH, **how}
     if n != 1 or "beam" in how or writer is None:

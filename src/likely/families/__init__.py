@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from likely.model import Model
     from likely.space import Space
 
-__all__ = ["FAMILIES", "Family", "build", "family_class", "names", "option_names"]
+__all__ = ["FAMILIES", "Family", "build", "check_kind", "family_class", "names", "option_names"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def parsed(name: str) -> tuple[str, list[str]]:
     Raises: UsageError for members of a family that has none.
     """
     own, inside, members = name.partition("(")
+    if name.count("(") != name.count(")") or (inside and not name.rstrip().endswith(")")):
+        raise UsageError(f"The brackets of '{name}' do not close it.", "Models made of others are written mixture(ngram, autoregressive).")
     known = registry().get(own.strip())
     if not inside:
         return own, list(known.members) if known else []
@@ -101,14 +103,20 @@ def option_names(cls: "type[Model]") -> dict[str, inspect.Parameter]:
     return own | (net_options(cls.net_role) if cls.net_role else {})
 
 
+def check_kind(owner: str, option: str, value: Any, annotation: Any, hint: str = "") -> None:
+    """Raise a UsageError for a value that is not of the plain kind which an option's annotation says."""
+    kinds = set(get_args(annotation)) or {annotation}
+    wanted = kinds | {int} if float in kinds else kinds
+    if not kinds <= {int, float, str, bool, NoneType}:
+        return
+    if not isinstance(value, tuple(wanted)) or (isinstance(value, bool) and bool not in kinds):
+        told = " or ".join(sorted(kind.__name__ for kind in wanted - {NoneType}))
+        raise UsageError(f"Option '{option}' of {owner} is {value!r}, not {told}.", hint)
+
+
 def _check_option(name: str, option: str, value: Any, annotation: Any) -> None:
     """Whether a value is of the kind that the constructor says; numbers are sizes, counts and shares, never negative."""
-    kinds = set(get_args(annotation)) or {annotation}
-    if float in kinds:
-        kinds.add(int)
-    if kinds <= {int, float, str, bool, NoneType} and type(value) not in kinds:
-        wanted = " or ".join(sorted(kind.__name__ for kind in kinds - {NoneType}))
-        raise UsageError(f"Option '{option}' of {name} is {value!r}, not {wanted}.", f"See: likely models {name}")
+    check_kind(name, option, value, annotation, f"See: likely models {name}")
     if isinstance(value, int | float) and not 0 <= value < math.inf:
         raise UsageError(f"Option '{option}' of {name} cannot be {value}.", "Give a number that is not negative.")
 

@@ -35,8 +35,18 @@ def read_split(source: Any, space: Space, given: Space | None, **options: Any) -
     """The same with the values of `given` that the source itself holds: columns of a table, labels, sub-folders of images."""
     wanted = Options(**{"levels": space.levels if space.layout == "grid" else None, **options})
     split = _table(source, space, given, wanted) if space.layout == "columns" else _other(source, space, given, wanted)
+    if space.layout == "grid" and isinstance(source, str | PathLike):
+        _check_size(split.x, space)
     space.check(split.x)
     return split
+
+
+def _check_size(x: Tensor, space: Space) -> None:
+    """Images of a file can be resized, so say how."""
+    height, width = space.shape[1:]
+    if x.ndim == 4 and x.shape[2:] != (height, width):
+        told = f"The images are {x.shape[3]} x {x.shape[2]} pixels, those of the model {width} x {height}."
+        raise DataError(told, f"Pass resize={height} (--resize {height})." if height == width else "Resize them first.")
 
 
 def _table(source: Any, space: Space, given: Space | None, options: Options) -> Split:
@@ -83,6 +93,8 @@ def _other(source: Any, space: Space, given: Space | None, options: Options) -> 
         if isinstance(source, str | PathLike):
             texts = text.text_files(_existing(source))
         if texts is not None:
+            if not any(texts):
+                raise DataError("The text is empty.", "Give one of a byte or more.")
             return Split(torch.cat([text.windows(t, space) for t in texts if t]))
     found = _examples(source, replace(options, layout=space.layout if space.layout != "grid" else options.layout))
     return Split(found.x, None if given is None else _labels(found, given))

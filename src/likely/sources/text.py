@@ -86,10 +86,10 @@ def windows(text: bytes, space: Space) -> Tensor:
 
 
 def prompt_of(text: object, space: Space) -> Tensor:
-    """What a text begins with, as symbols [m] of `space`; a string as UTF-8.
+    """What a text begins or ends with, as symbols [m] of `space`; a string as UTF-8.
 
     Raises: UsageError if the space has no bytes.
     """
     if not space.textual:
-        raise UsageError(f"A {space} cannot begin with a string.", "Prompts are for models of texts.")
+        raise UsageError(f"A {space} has no strings to begin or end with.", "Prompts and stops are for models of texts.")
     return encode(text if isinstance(text, bytes) else str(text).encode(), space.vocabulary)
