@@ -40,6 +40,12 @@ def test_sample_score_and_show_work_on_a_stored_model(run, fitted, tmp_path):
     assert [int(r["rank"]) for r in rows] == list(range(1, len(rows) + 1))
     assert [float(r["nats"]) for r in rows] == sorted(float(r["nats"]) for r in rows)
     assert {r["kind"] for r in rows} == {"exact"}
+    code, out, err = run("score", folder, "--out", tmp_path / "scores.csv")
+    assert (code, "--overwrite" in err) == (2, True), err
+    assert run("score", folder, "--out", tmp_path / "scores.csv", "--overwrite", "--top", 0)[0] == 0
+    for wrong in (("--top", -3), ("--draws", 0)):
+        code, out, err = run("score", folder, *wrong)
+        assert (code, wrong[0] in err) == (2, True), err
     code, out, err = run("show", folder)
     assert code == 0, err
     assert "histogram" in out

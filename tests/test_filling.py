@@ -252,6 +252,15 @@ def test_several_draws_of_a_table_stand_in_one_file(run, models, tmp_path):
     assert "column 'draw' of its own" in run("edit", models / "table", source, "--out", tmp_path / "o.csv", "--draws", 2)[2]
 
 
+def test_categories_unknown_to_the_model_are_told_and_stay(run, models, tmp_path):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("column1,column2,column3\n,z,1\n,new,1\n0.5,newer,\n")
+    code, _, err = run("edit", models / "table", source, "--out", out)
+    assert code == 0, err
+    assert "Column 'column2', row 2 and 1 more: a category unknown to the model" in err
+    assert [row[1] for row in csv.reader(io.StringIO(out.read_text()))] == ["column2", "z", "new", "newer"]
+
+
 def test_a_dataframe_is_imputed(models):
     frame = pandas.DataFrame({"column2": ["z", None], "column1": [0.5, None], "column3": [None, 2]})
     filled = likely.fill(models / "table", frame, draws=2)
@@ -348,6 +357,47 @@ def test_holes_of_an_image_are_filled_and_the_rest_stays(run, models, tmp_path):
     assert torch.equal(told.x[0, 0, 0, 3:], was[3:])
 
 
+def photos(folder, size, *names):
+    """Pictures whose pixels have all 256 levels, as arrays by name."""
+    made = {name: np.random.default_rng(i).integers(0, 256, (size, size), dtype=np.uint8) for i, name in enumerate(names)}
+    for name, array in made.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / name)
+    return made
+
+
+def test_known_pixels_stay_bit_for_bit_though_the_model_has_fewer_levels(run, models, tmp_path):
+    was = photos(tmp_path, 6, "photo.png")["photo.png"]
+    mask = np.zeros((6, 6), np.uint8)
+    mask[2:4, 1:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    words = ("edit", models / "images", tmp_path / "photo.png", "--mask", tmp_path / "mask.png")
+    code, _, err = run(*words, "--out", tmp_path / "one.png")
+    assert (code, "What was drawn has 4 levels" in err) == (0, True), err
+    shown = np.asarray(Image.open(tmp_path / "one.png"))
+    assert (shown[mask == 0] == was[mask == 0]).all()
+    assert set(shown[mask > 0].tolist()) <= {0, 85, 170, 255}
+    code, _, err = run(*words, "--out", tmp_path / "two", "--draws", 2)
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["photo-1.png", "photo-2.png"]
+    assert all((np.asarray(Image.open(p))[mask == 0] == was[mask == 0]).all() for p in (tmp_path / "two").iterdir())
+    assert "All pixels were reduced to 4 levels." in run(*words, "--out", tmp_path / "codes.npz")[2]
+    photos(tmp_path, 12, "large.png")
+    words = ("edit", models / "images", tmp_path / "large.png", "--box", "0,0,2,2")
+    assert "resized to 6 x 6 pixels of 4 levels" in run(*words, "--out", tmp_path / "large-out.png")[2]
+
+
+def test_images_of_a_folder_keep_their_names_and_their_known_pixels(run, models, tmp_path):
+    was = photos(tmp_path / "in", 6, "b.png", "a.png", "cat/a.png")
+    code, _, err = run("edit", models / "images", tmp_path / "in", "--box", "0,0,6,3", "--out", tmp_path / "out")
+    assert code == 0, err
+    shown = {str(p.relative_to(tmp_path / "out")): np.asarray(Image.open(p)) for p in (tmp_path / "out").rglob("*.png")}
+    assert shown.keys() == was.keys()
+    assert all((shown[name][3:] == was[name][3:]).all() for name in was)
+    photos(tmp_path / "alike", 6, "a.png", "a.bmp")
+    assert run("edit", models / "images", tmp_path / "alike", "--box", "0,0,6,3", "--out", tmp_path / "two")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["a.bmp.png", "a.png.png"]
+
+
 def test_draws_of_images_go_to_a_picture_or_a_folder(run, models, tmp_path):
     np.savez(tmp_path / "in.npz", x=np.zeros((2, 6, 6), np.int64))
     words = ("edit", models / "images", tmp_path / "in.npz", "--box", "0,0,3,3", "--box", "4,4,6,6", "--draws", 2)
@@ -374,6 +424,9 @@ def test_masks_and_boxes_that_do_not_fit_are_refused(run, models, tmp_path):
         (["--box", "0,0,13,2"], 2, "not within the image, 12 x 12"),
         (["--box", "0,0,3"], 2, "not x0,y0,x1,y1"),
         ([], 2, "Nothing says which"),
+        ([], 2, "Pass --mask, white where unknown, or --box"),
+        (["--box", "0,0,3,3", "--missing", "x"], 2, "--missing does not concern"),
+        (["--box", "0,0,3,3", "--gap", "#"], 2, "--gap does not concern"),
         (["--box", "0,0,3,3", "--particles", 0], 2, "Of 0 particles"),
         (["--box", "0,0,3,3", "--particles", 1], 2, "Of 1 particles"),
         (["--box", "0,0,3,3", "--text", "a_"], 2, "Both a file and a text"),
@@ -384,6 +437,8 @@ def test_masks_and_boxes_that_do_not_fit_are_refused(run, models, tmp_path):
     assert "Nothing says what to edit" in run("edit", models / "images")[2]
     assert "boxes are for images" in run("edit", models / "text", "--text", "a_", "--box", "0,0,1,1")[2]
     assert "Masks and boxes" in run("edit", models / "table", models / "t.csv", "--mask", tmp_path / "mask.png")[2]
+    assert "--resize does not concern" in run("edit", models / "text", "--text", "a_", "--resize", 6)[2]
+    assert "--gap does not concern" in run("edit", models / "table", models / "t.csv", "--gap", "#")[2]
     assert "cannot edit a text" in run("edit", models / "table", "--text", "a_")[2]
 
 

@@ -149,6 +149,19 @@ def test_a_folder_of_samples_reads_back(tmp_path, levels):
     assert torch.equal(read(tmp_path / "x.npz", space), x)
 
 
+def test_a_folder_that_is_overwritten_holds_the_new_set_alone(tmp_path):
+    space, x = Space.grid(1, 2, 2, 2), torch.zeros(5, 1, 2, 2).long()
+    write(x, space, tmp_path / "out")
+    for other in ("mine.png", "00007.txt", "1.png"):
+        (tmp_path / "out" / other).write_bytes(b"")
+    write(x[:2], space, tmp_path / "out", overwrite=True)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"00000.png", "00001.png", "mine.png", "00007.txt", "1.png"}
+    texts = Space.sequence(3, 256)
+    write(torch.full((4, 3), 65), texts, tmp_path / "texts")
+    write(torch.full((1, 3), 66), texts, tmp_path / "texts", overwrite=True)
+    assert {p.name: p.read_text() for p in (tmp_path / "texts").iterdir()} == {"00000.txt": "BBB"}
+
+
 def test_one_picture_holds_every_image(tmp_path):
     space = Space.grid(1, 8, 8, 17)
     write(torch.full((10, 1, 8, 8), 16), space, tmp_path / "sheet.png")

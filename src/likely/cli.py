@@ -182,9 +182,10 @@ def score(
     ] = None,
     out: OutOption = None,
     given: ValuesOption = None,
-    draws: Annotated[int | None, typer.Option("--draws", help="Draws of a bound.", show_default="the family's")] = None,
+    draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws of a bound.", show_default="the family's")] = None,
     seed: SeedOption = 0,
-    top: Annotated[int, typer.Option("--top", help="Outliers to print.")] = 10,
+    top: Annotated[int, typer.Option("--top", min=0, help="Outliers to print.")] = 10,
+    overwrite: OverwriteOption = False,
     *,
     read: dict[str, Any],
 ) -> None:
@@ -193,8 +194,10 @@ def score(
     New data are read as those of the fit were, unless told otherwise; what a conditional model needs is taken from them, too.
     """
     import likely
-    from likely import printing
+    from likely import printing, sources
 
+    if out is not None:
+        sources.check_free(out, overwrite=overwrite)
     rows = likely.score(folder, data, given=given, draws=draws, seed=seed, **read)
     printing.scored(rows, top, out)
 

@@ -22,7 +22,7 @@ from likely.inputs import READING, as_given, as_model, built_in_test, check_opti
 from likely.model import Fillable, Filled, Model, expand_given
 from likely.noise import seeded
 from likely.sources.files import suffix
-from likely.space import MISSING
+from likely.space import MISSING, Space
 from likely.verbs import families_with
 
 __all__ = ["Edited", "edit", "fill"]
@@ -66,12 +66,14 @@ def fill(
 
 @dataclass(frozen=True)
 class Edited:
-    """What `edit` has done: the draws, how many entries of how many examples were unknown, and the texts, where they are texts."""
+    """What `edit` has done: the draws, how many entries of how many examples were unknown, the texts, where they are texts,
+    and in a sentence each what of the source the model does not tell apart."""
 
     filled: Filled
     entries: int
     examples: int
     texts: tuple[bytes, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def edit(
@@ -94,23 +96,26 @@ def edit(
 
     A CSV file stays as it is but for the cells that were empty; several draws of it stand one after another, with their number in a
     first column. A text stays as it is but for its gaps. Images are written as they are sampled: one as a picture of its own,
-    several side by side, or in a folder.
+    several side by side, or in a folder, under the names that they had. Known pixels stay as they are, unless an image was resized.
     """
     space = space_of(model)
     if (source is None) == (text is None):
         raise UsageError("Nothing says what to edit." if text is None else "Both a file and a text were passed.", "Pass a file, or --text.")
     if text is not None and not space.textual:
         raise UsageError(f"The model is of a {space}, and so cannot edit a text.", "Pass a file of such data.")
+    _check_concerned(space, gap, how)
     if out is not None:
         sources.check_path(out, space, overwrite=overwrite)
     source = Path(source) if space.textual and isinstance(source, str) else source
     case = _read(model, source if text is None else text, known, given, gap, boxes, how)
     filled = _drawn(case, draws, seed, progress)
     texts = tuple(sources.decode(row) for row in filled.x[:, 0]) if space.textual else ()
+    pictures = sources.pictures_of(source) if space.layout == "grid" else {}
     if out is not None:
-        _write(filled, case, source, Path(out), texts, overwrite=overwrite)
+        _write(filled, case, source, Path(out), texts, pictures, overwrite=overwrite)
     unknown = ~case.gapped.known.flatten(1)
-    return Edited(filled, int(unknown.sum()), int(unknown.any(1).sum()), texts)
+    notes = _unseen(case) if space.layout == "columns" else [sources.reduction(space, pictures, coded=_coded(out))]
+    return Edited(filled, int(unknown.sum()), int(unknown.any(1).sum()), texts, tuple(filter(None, notes)))
 
 
 # -- what is asked ------------------------------------------------------------------------------
@@ -147,6 +152,17 @@ def _read(
     gapped = sources.gapped(source, known, fitted.space, fitted.given_space, gap=gap, boxes=boxes, **reading)
     values = expand_given(as_given(given, fitted), len(gapped.x))
     return _Case(fitted, gapped, gapped.given if values is None else values, own, reading)
+
+
+_CONCERN = {"grid": ("layout", "resize"), "columns": ("layout", "precision", "missing", "header")}
+
+
+def _check_concerned(space: Space, gap: str, how: dict[str, Any]) -> None:
+    """Raise a UsageError for an option of reading that does not concern data of a space."""
+    concern = () if space.textual else _CONCERN.get(space.layout, ("layout",))
+    idle = [name for name in how if name in READING and name not in concern] + ["gap"] * (gap != sources.GAP and not space.textual)
+    if idle:
+        raise UsageError(f"--{idle[0]} does not concern a {space}.", "Leave it out.")
 
 
 # -- draws --------------------------------------------------------------------------------------
@@ -218,18 +234,39 @@ def _windowed(case: _Case, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 # -- files --------------------------------------------------------------------------------------
 
 
-def _write(filled: Filled, case: _Case, source: Any, out: Path, texts: tuple[bytes, ...], *, overwrite: bool) -> None:
+def _write(
+    filled: Filled, case: _Case, source: Any, out: Path, texts: tuple[bytes, ...], pictures: sources.Pictures, *, overwrite: bool
+) -> None:
     space = case.model.space
     if space.layout == "columns" and sources.is_csv(source) and suffix(Path(source)) == out.suffix.lower():
         draws = [_cells(x.cpu(), case) for x in filled.x]
         store.write_atomically(out, sources.patched_csv(Path(source), draws, case.reading.get("header")))
     elif len(texts) == 1 and out.suffix.lower() == ".txt":
         store.write_atomically(out, texts[0])
+    elif pictures and not _coded(out):
+        images = sources.retouched(filled.x.cpu(), case.gapped.known.cpu(), space, pictures)
+        sources.write_images(images, out, () if out.suffix else sources.retouched_names(pictures, len(filled.x)))
     else:
         sources.write(filled.x.flatten(0, 1), space, out, overwrite=overwrite)
+
+
+def _coded(out: str | Path | None) -> bool:
+    """Whether what is written are a model's codes."""
+    return out is None or Path(out).suffix.lower() == ".npz"
 
 
 def _cells(x: Tensor, case: _Case) -> dict[tuple[int, str], str]:
     """What was unknown of a table, as text, by row and column."""
     spelt = list(sources.spelt_columns(x, case.model.space).items())
     return {(i, spelt[j][0]): spelt[j][1][i] for i, j in (~case.gapped.known).nonzero().tolist()}
+
+
+def _unseen(case: _Case) -> list[str]:
+    """Of each column how many of its known cells hold a category that the model does not know."""
+    x, known, told = case.gapped.x, case.gapped.known, []
+    for j, s in enumerate(case.model.space.supports):
+        others = (x[:, j] == s.categories.index(sources.OTHER)) & known[:, j] if sources.OTHER in s.categories else known[:0, j]
+        if rows := (others.nonzero()[:, 0] + 1).tolist():
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            told.append(f"Column '{s.name}', row {rows[0]}{more}: a category unknown to the model, which takes it for {sources.OTHER}.")
+    return told

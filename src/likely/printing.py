@@ -80,6 +80,8 @@ def edited(done: "Edited", out: Path | None) -> None:
     where = "" if out is None else f" -> [bold]{out}[/]"
     what = f"{done.entries:,} unknown {'entry' if done.entries == 1 else 'entries'} of {done.examples:,} example{'s' * (done.examples > 1)}"
     _errors.print(f"{what}, filled {words}: {filled.how}{where}", soft_wrap=True)
+    for note in done.notes:
+        _errors.print(note, soft_wrap=True, markup=False)
     least = filled.effective[filled.effective.isfinite()]
     if len(least):
         _errors.print(f"effective number of particles: {least.min():.1f} at least, {least.median():.1f} in the middle")

@@ -161,6 +161,8 @@ def score(
 
     Raises: UsageError for a model without a likelihood.
     """
+    if draws is not None and draws < 1:
+        raise UsageError(f"Cannot take {draws} draws of a bound.", "Ask for at least one, or leave it to the family.")
     fitted = as_model(model)
     if not isinstance(fitted, Likelihood):
         raise UsageError(

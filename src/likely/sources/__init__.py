@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from likely.sources.facts import describe, print_description
     from likely.sources.gaps import GAP, Box, Gapped, gapped
     from likely.sources.newdata import read, read_split
-    from likely.sources.output import check_path, picture, write
+    from likely.sources.output import check_free, check_path, picture, write, write_images
     from likely.sources.patching import is_csv, patched_csv
-    from likely.sources.tables import spelt_columns
+    from likely.sources.retouching import Pictures, pictures_of, reduction, retouched, retouched_names
+    from likely.sources.tables import OTHER, spelt_columns
     from likely.sources.text import prompt_of
     from likely.sources.tokens import decode
     from likely.sources.values import given_values
 
 __all__ = [
     "GAP",
+    "OTHER",
     "Box",
     "Gapped",
+    "Pictures",
     "augment_batch",
+    "check_free",
     "check_path",
     "decode",
     "describe",
@@ -41,19 +45,26 @@ __all__ = [
     "load",
     "patched_csv",
     "picture",
+    "pictures_of",
     "print_description",
     "prompt_of",
     "read",
     "read_split",
     "rebuild",
+    "reduction",
+    "retouched",
+    "retouched_names",
     "spelt_columns",
     "write",
+    "write_images",
 ]
 
 _LAZY = {
     "GAP": "gaps",
+    "OTHER": "tables",
     "Box": "gaps",
     "Gapped": "gaps",
+    "Pictures": "retouching",
     "augment_batch": "augmenting",
     "decode": "tokens",
     "describe": "facts",
@@ -63,12 +74,18 @@ _LAZY = {
     "patched_csv": "patching",
     "spelt_columns": "tables",
     "print_description": "facts",
+    "check_free": "output",
     "check_path": "output",
     "picture": "output",
+    "pictures_of": "retouching",
+    "reduction": "retouching",
+    "retouched": "retouching",
+    "retouched_names": "retouching",
     "prompt_of": "text",
     "read": "newdata",
     "read_split": "newdata",
     "write": "output",
+    "write_images": "output",
 }
 
 

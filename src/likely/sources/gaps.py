@@ -75,7 +75,9 @@ _HINTS = {
 def _is_known(known: Any, x: Tensor, space: Space) -> Tensor:
     """Bool of the shape of x; of a table without `known`, where a cell is not missing."""
     if known is None and space.layout != "columns":
-        raise UsageError("Nothing says which entries are unknown.", "Pass known=, a bool tensor that is True where they are known.")
+        grid = space.layout == "grid"
+        python = "known=, a bool tensor that is True where they are known"
+        raise UsageError("Nothing says which entries are unknown.", f"{_HINTS['grid'][:-1]}; or {python}." if grid else f"Pass {python}.")
     if known is None:
         coded = torch.tensor([s.kind != "real" for s in space.supports], device=x.device)
         return ~(torch.isnan(x) | (x == MISSING) & coded)

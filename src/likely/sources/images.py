@@ -24,7 +24,7 @@ from likely.errors import DataError
 from likely.sources.examples import Examples, Options
 from likely.space import Space
 
-__all__ = ["MOST_PIXELS", "image_examples", "is_image", "pixels"]
+__all__ = ["MOST_PIXELS", "decode_all", "image_examples", "is_image", "one_colour", "pixels"]
 
 MOST_PIXELS = 2**26  # an image of more is refused before it is decoded
 _MOST_DAMAGED = 0.05
@@ -45,10 +45,10 @@ def image_examples(paths: Sequence[Path], folder: Path, options: Options) -> Exa
     """
     images = [p for p in paths if is_image(p)]
     counts: Counter[str] = Counter({"other_files": len(paths) - len(images)})
-    decoded, damaged = _decode_all(images, counts)
+    decoded, damaged = decode_all(images, counts)
     if not decoded:
         raise DataError(f"{folder} holds no image that can be read.", f"Damaged: {', '.join(damaged[:3])}." if damaged else "")
-    arrays = _one_colour(list(decoded.values()))
+    arrays = one_colour(list(decoded.values()))
     groups, stacked = _stacked(list(decoded), arrays, options, counts)
     x, levels = _quantized(stacked, options.levels)
     space = Space.grid(x.shape[1], x.shape[2], x.shape[3], levels)
@@ -57,7 +57,7 @@ def image_examples(paths: Sequence[Path], folder: Path, options: Options) -> Exa
     return _placed(found, [p.relative_to(folder).parts for p in decoded], groups)
 
 
-def _decode_all(paths: Sequence[Path], counts: Counter[str]) -> tuple[dict[Path, np.ndarray], list[str]]:
+def decode_all(paths: Sequence[Path], counts: Counter[str]) -> tuple[dict[Path, np.ndarray], list[str]]:
     """Arrays [C, H, W] of the images, and the names of the damaged ones."""
     decoded, damaged = {}, []
     for path in paths:
@@ -113,7 +113,7 @@ def _plain(image: Image.Image, counts: Counter[str]) -> Image.Image | np.ndarray
     return image.convert("RGB")
 
 
-def _one_colour(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def one_colour(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Grey images among RGB ones repeated thrice."""
     channels = max(len(a) for a in arrays)
     return [np.broadcast_to(a, (channels, *a.shape[1:])) for a in arrays]

@@ -1,7 +1,9 @@
 """Samples -> files: images as one picture or a folder of PNGs, text, tables as CSV or Parquet, anything as `.npz`."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from likely.sources.tables import csv_text, frame
 from likely.sources.tokens import decode
 from likely.space import Space
 
-__all__ = ["check_path", "picture", "to_8_bit", "write"]
+__all__ = ["check_free", "check_path", "picture", "to_8_bit", "write", "write_images"]
 
 
 def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool = False) -> str:
-    """Write examples [n, *shape] to a file or, for images and a path without suffix, to a folder of PNGs.
+    """Write examples [n, *shape] to a file or, for images and texts and a path without suffix, to a folder of numbered files.
+
+    What else is in a folder stays, but for an older set of such files.
 
     Returns: what was written, in a sentence.
     Raises: UsageError if the path exists (unless `overwrite`) or its suffix does not fit the data;
@@ -26,12 +30,19 @@ def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool
     """
     path = Path(path)
     check_path(path, space, overwrite=overwrite)
+    with _made(path):
+        what = _WRITERS[space.layout][path.suffix.lower()](x.cpu(), space, path)
+    return f"Wrote {len(x)} {what} to {path}."
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """The folders above a path, and one error for all that a disk may refuse."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        what = _WRITERS[space.layout][path.suffix.lower()](x.cpu(), space, path)
+        yield
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
-    return f"Wrote {len(x)} {what} to {path}."
 
 
 def check_path(path: str | PathLike[str], space: Space, *, overwrite: bool = False) -> None:
@@ -41,6 +52,12 @@ def check_path(path: str | PathLike[str], space: Space, *, overwrite: bool = Fal
         raise UsageError(f"{space.layout.capitalize()} data cannot be written to '{path}'.", f"Use {_known(writers)}.")
     if path.is_dir() and path.suffix:
         raise UsageError(f"{path} is a folder.", "Choose another path.")
+    check_free(path, overwrite=overwrite)
+
+
+def check_free(path: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise a UsageError if there is a file, or a folder that is not empty, at `path` (unless `overwrite`)."""
+    path = Path(path)
     if not overwrite and (any(path.iterdir()) if path.is_dir() else path.exists()):
         raise UsageError(f"{path} exists.", "Choose another path, or overwrite it (--overwrite).")
 
@@ -72,7 +89,10 @@ def _image(array: np.ndarray) -> Image.Image:
 
 def picture(x: Tensor, space: Space, *, gap: int = 1, least: int = 32) -> Image.Image:
     """All images side by side in rows, as near a square as they go, small ones enlarged to `least` pixels."""
-    images = to_8_bit(x, space)
+    return _sheet(to_8_bit(x, space), gap, least)
+
+
+def _sheet(images: np.ndarray, gap: int, least: int) -> Image.Image:
     n, channels, height, width = images.shape
     scale = max(1, math.ceil(least / max(height, width)))
     images = images.repeat(scale, 2).repeat(scale, 3)
@@ -84,16 +104,30 @@ def picture(x: Tensor, space: Space, *, gap: int = 1, least: int = 32) -> Image.
     return _image(sheet)
 
 
-def _write_picture(x: Tensor, space: Space, path: Path) -> str:
-    picture(x, space, least=32 if len(x) > 1 else 1).save(path)  # one alone as it is
-    return "images in one picture"
+def write_images(images: np.ndarray, path: Path, names: Sequence[str] = ()) -> str:
+    """Write uint8 [n, C, H, W] as one picture or, to a path without suffix, as a folder of PNGs: `names`, or numbered by default."""
+    with _made(path):
+        if path.suffix:
+            _sheet(images, 1, 32 if len(images) > 1 else 1).save(path)  # one alone as it is
+            return "images in one picture"
+        shown = [_image(array) for array in images]
+        for image, file in zip(shown, [path / name for name in names] or _numbered(path, len(shown), ".png"), strict=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image.save(file)
+        return "PNG images"
 
 
-def _write_folder(x: Tensor, space: Space, path: Path) -> str:
-    path.mkdir(exist_ok=True)
-    for i, array in enumerate(to_8_bit(x, space)):
-        _image(array).save(path / f"{i:05d}.png")
-    return "PNG images"
+def _numbered(folder: Path, n: int, kind: str) -> list[Path]:
+    """Numbered files of a folder, from which those of an older set are removed."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob(f"*{kind}"):
+        if re.fullmatch(r"\d{5,}", old.stem):
+            old.unlink()
+    return [folder / f"{i:05d}{kind}" for i in range(n)]
+
+
+def _write_images(x: Tensor, space: Space, path: Path) -> str:
+    return write_images(to_8_bit(x, space), path)
 
 
 def _write_npz(x: Tensor, space: Space, path: Path) -> str:
@@ -111,9 +145,8 @@ def _write_text(x: Tensor, space: Space, path: Path) -> str:
 def _write_texts(x: Tensor, space: Space, path: Path) -> str:
     if not space.textual:
         raise UsageError(f"A {space} has no texts to write, a file each.", "Write a .txt file.")
-    path.mkdir(exist_ok=True)
-    for i, row in enumerate(x):
-        (path / f"{i:05d}.txt").write_bytes(decode(row, space.vocabulary))
+    for file, row in zip(_numbered(path, len(x), ".txt"), x, strict=True):
+        file.write_bytes(decode(row, space.vocabulary))
     return "texts"
 
 
@@ -130,7 +163,7 @@ def _write_parquet(x: Tensor, space: Space, path: Path) -> str:
 
 Writer = Callable[[Tensor, Space, Path], str]
 _WRITERS: dict[str, dict[str, Writer]] = {
-    "grid": {".png": _write_picture, "": _write_folder, ".npz": _write_npz},
+    "grid": {".png": _write_images, "": _write_images, ".npz": _write_npz},
     "sequence": {".txt": _write_text, "": _write_texts, ".npz": _write_npz},
     "columns": {".csv": _write_csv, ".tsv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz},
     "set": {".npz": _write_npz},

@@ -155,7 +155,7 @@ def _is_nominal(column: Column, present: list[str]) -> bool:
         where = f"'{words[0]}' in row {column.row_of(words[0])}"
         raise DataError(
             f"Column '{column.name}' mixes {number_cells} numbers with {word_cells} other values, such as {where}.",
-            f"If it means missing, pass missing=('{words[0]}',); if all are names, nominal=('{column.name}',).",
+            f"If it means missing, pass --missing '{words[0]}' (missing=); if all are names, --nominal '{column.name}' (nominal=).",
         )
     return True
 
@@ -216,7 +216,7 @@ def _code(spelling: str, column: Column, s: Support, place: dict[str, int], opti
     if finer and options.precision is None:
         raise DataError(
             f"{spelling} in column '{s.name}', row {column.row_of(spelling)}, has more than the {s.decimals} decimals of the schema.",
-            f"Round it by precision={s.decimals}.",
+            f"Round it: --precision {s.decimals} (precision=).",
         )
     index = number.in_units(s.decimals) - s.origin
     return index if index >= 0 else index - 1, finer
