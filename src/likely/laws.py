@@ -3,9 +3,11 @@
 A law applies where the model has the ability it speaks of; else it returns None.
 """
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,7 @@ from likely.logprob import LogProb
 from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model
 from likely.nets.causal import OrderFree
 from likely.noise import seeded
+from likely.stepwise import Conditionals
 
 __all__ = ["LAWS", "LawBroken", "Trial"]
 
@@ -318,6 +321,33 @@ def fills_follow(trial: Trial) -> str | None:
     return _require(away < 2 * slack + 0.05, "fills follow", told)
 
 
+def steps_equal_the_whole(trial: Trial) -> str | None:
+    """Entry by entry, with what a state keeps, log p in float64 is that of the whole example."""
+    data = trial.data
+    if not isinstance(trial.model, Ancestral) or not isinstance(trial.model, Likelihood):
+        return None
+    model: Any = copy.deepcopy(trial.model).double().eval()
+    x, given = data.test.rows(slice(0, 16))
+    with torch.no_grad():
+        walk, each = model.conditionals, []
+        for ordering in range(walk.orderings):
+            with walk.net.under(ordering) if walk.orderings > 1 else nullcontext():
+                each.append(_walked(walk, data.space.ended(x).flatten(1), given))
+        stepped = torch.stack(each).logsumexp(0) - math.log(len(each))
+    gap = (stepped - _nats(model, x, given)).abs().max().item()
+    return _require(gap < 1e-8, "steps equal the whole", f"largest difference of log p {gap:.1e} nats")
+
+
+def _walked(walk: Conditionals, x: Tensor, given: Tensor | None) -> Tensor:
+    """log p of examples x [n, entries], step by step; [n]."""
+    state, last, nats = walk.net.init_state(len(x), given), None, torch.zeros(len(x), dtype=torch.float64)
+    for place in walk.order:
+        state, parameters = walk.net.step(state, last)
+        last = x[:, place]
+        nats += walk.log_mass_at(place, parameters, last)
+    return nats
+
+
 LAWS: dict[str, Callable[[Trial], str | None]] = {
     "samples belong": samples_belong,
     "parameters learn": parameters_learn,
@@ -332,6 +362,7 @@ LAWS: dict[str, Callable[[Trial], str | None]] = {
     "latents return": latents_return,
     "known stay": known_stay,
     "fills follow": fills_follow,
+    "steps equal the whole": steps_equal_the_whole,
 }
 
 

@@ -43,11 +43,11 @@ class Categorical:
         return at_least_float32(params)
 
     def _logits(self, params: Tensor, like: Tensor) -> Tensor:
-        """float32 logits, minus infinity for states that an entry lacks."""
+        """Logits, minus infinity for states that an entry lacks."""
         if min(self.states) == self.width:
-            return params.float()
+            return at_least_float32(params)
         state = torch.arange(self.width, device=params.device)
-        return params.float().masked_fill(state >= self._per_entry(self.states, like)[..., None], -math.inf)
+        return at_least_float32(params).masked_fill(state >= self._per_entry(self.states, like)[..., None], -math.inf)
 
     def _per_entry(self, values: tuple[int, ...], like: Tensor) -> Tensor:
         return constant(values, max(0, like.ndim - 2), torch.int64, like.device)

@@ -151,9 +151,9 @@ class NormalMixture(_Mixture):
         lost = torch.isnan(x)
         center, scale = self._affine(x)
         logits, mean, log_s = self._mixture(params)
-        u = ((torch.where(lost, 0.0, x) - center) / scale).float()[..., None]
+        u = ((torch.where(lost, 0.0, x).double() - center) / scale).to(mean.dtype)[..., None]
         component = -0.5 * ((u - mean) / log_s.exp()).square() - log_s - _LOG_SQRT_2PI
-        nats = (logits.log_softmax(-1) + component).logsumexp(-1) - scale.log().float()
+        nats = (logits.log_softmax(-1) + component).logsumexp(-1) - scale.log().to(mean.dtype)
         return self._with_missing(nats, params, lost)
 
     def sample(self, params: Tensor) -> Tensor:
