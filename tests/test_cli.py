@@ -10,6 +10,7 @@ import torch
 
 import likely
 from likely import arguments, printing, verbs
+from likely.errors import UsageError
 
 
 @pytest.fixture
@@ -46,6 +47,8 @@ def test_sample_score_and_show_work_on_a_stored_model(run, fitted, tmp_path):
     for wrong in (("--top", -3), ("--draws", 0)):
         code, out, err = run("score", folder, *wrong)
         assert (code, wrong[0] in err) == (2, True), err
+    with pytest.raises(UsageError, match="0 draws"):
+        likely.score(folder, draws=0)
     code, out, err = run("show", folder)
     assert code == 0, err
     assert "histogram" in out
