@@ -65,6 +65,19 @@ def test_data_and_models_say_what_there_is(run):
     assert code == 0, err
 
 
+def test_models_names_the_words_that_an_option_can_be(run):
+    (record,) = (r for r in likely.models() if r["name"] == "autoregressive")
+    told = record["options"]
+    assert told["net"].startswith("gated-pixelcnn, pixelcnn++")
+    assert told["attention"].startswith("full, local, linear; ")
+    assert "transposed" in told["order"]
+    assert told["cell"] == "lstm, gru; default lstm"
+    assert told["width"] == "int | None; default by size or data"
+    code, out, err = run("models", "autoregressive")
+    assert code == 0, err
+    assert "full, local, linear" in out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

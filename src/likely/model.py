@@ -80,6 +80,7 @@ class Model(nn.Module, ABC):
         recipe: how it trains (an instance may override it, by its space); sizes: options of "tiny", "small" and "base".
         rank_buffers: names of buffers that differ by rank (replay buffers, persistent chains).
         net_role: role of the net that takes whatever options the constructor does not know; "" for none.
+        words: what each option that is a word can be.
     """
 
     summary: ClassVar[str]
@@ -89,6 +90,7 @@ class Model(nn.Module, ABC):
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "small": {}, "base": {}}
     rank_buffers: ClassVar[tuple[str, ...]] = ()
     net_role: ClassVar[str] = ""
+    words: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
         super().__init__()

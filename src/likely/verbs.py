@@ -223,7 +223,8 @@ def models() -> list[dict[str, Any]]:
 
 def _described(name: str) -> dict[str, Any]:
     cls = families.family_class(name)
-    options = {option: _option(p) for option, p in families.option_names(cls).items()}
+    words = families.option_words(cls)
+    options = {option: _option(p, words.get(option, ())) for option, p in families.option_names(cls).items()}
     return {
         "name": name,
         "summary": cls.summary,
@@ -234,13 +235,14 @@ def _described(name: str) -> dict[str, Any]:
     }
 
 
-def _option(parameter: Any) -> str:
+def _option(parameter: Any, words: tuple[str, ...]) -> str:
     kind = (
         parameter.annotation
         if isinstance(parameter.annotation, str)
         else getattr(parameter.annotation, "__name__", str(parameter.annotation))
     )
-    return f"{kind}, default {'by size' if parameter.default is None else parameter.default}"
+    default = parameter.default if parameter.default is not None else "by data" if words else "by size or data"
+    return f"{', '.join(words) or kind}; default {default}"
 
 
 def abilities(cls: type[Model]) -> list[str]:

@@ -17,13 +17,13 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
 from likely.errors import UsageError, nearest
-from likely.nets import net_options
+from likely.nets import net_options, net_words
 
 if TYPE_CHECKING:
     from likely.model import Model
     from likely.space import Space
 
-__all__ = ["FAMILIES", "Family", "build", "check_kind", "family_class", "names", "option_names"]
+__all__ = ["FAMILIES", "Family", "build", "check_kind", "family_class", "names", "option_names", "option_words"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ def option_names(cls: "type[Model]") -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(cls).parameters.values()
     own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size", "members")}
     return own | (net_options(cls.net_role) if cls.net_role else {})
+
+
+def option_words(cls: "type[Model]") -> dict[str, tuple[str, ...]]:
+    """What each option of a family that is a word can be, as far as it says so."""
+    return cls.words | (net_words(cls.net_role) if cls.net_role else {})
 
 
 def check_kind(owner: str, option: str, value: Any, annotation: Any, hint: str = "") -> None:

@@ -30,7 +30,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, evaluating
 from likely.nets import default
 from likely.nets import net as build_net
 from likely.nets.causal import CausalNet, OrderFree
-from likely.nets.causal.ordered import Order, arranged
+from likely.nets.causal.ordered import ORDERS, Order, arranged
 from likely.noise import Noise
 from likely.space import Space
 from likely.stepwise import Conditionals
@@ -81,6 +81,7 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
     summary = "each entry given those before it, by a causal net"
     layouts = frozenset({"grid", "columns", "sequence"})
     net_role = "causal"
+    words: ClassVar[dict[str, tuple[str, ...]]] = {"order": ORDERS, "head": ("auto", "categorical", "mixture", "coupled")}
 
     def __init__(
         self,

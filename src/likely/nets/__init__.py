@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from likely.space import Space
 
-__all__ = ["NETS", "default", "net", "net_options"]
+__all__ = ["NETS", "default", "net", "net_options", "net_words"]
 
 # (role, layout) -> {word: "module:Class"}; the first word is the default, chosen by measurement.
 NETS: dict[tuple[str, str], dict[str, str]] = {
@@ -118,6 +118,12 @@ def net_options(role: str) -> dict[str, inspect.Parameter]:
     """Options of the nets of a role, by name; each net takes some of them."""
     paths = {path for (r, _), words in NETS.items() if r == role for path in words.values()}
     return {name: option for path in sorted(paths) for name, option in _options(_build(path)).items()}
+
+
+def net_words(role: str) -> dict[str, tuple[str, ...]]:
+    """What each option of a role that is a word can be: `net` itself, and those of the nets."""
+    each = {word: path for (r, _), words in NETS.items() if r == role for word, path in words.items()}
+    return {"net": tuple(each)} | {name: words for path in each.values() for name, words in getattr(_build(path), "words", {}).items()}
 
 
 def _build(path: str) -> Any:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ class CausalNet(nn.Module, ABC):
     """What every causal net computes, in two ways that agree.
 
     Attributes:
+        words: what each of its options that is a word can be.
         order: places of a flattened example in the order of the entries, [entries].
         reach: an entry depends on at most so many before it, and the net takes sequences of any
             length; None where it looks back on all, up to the length of the space.
@@ -20,6 +21,7 @@ class CausalNet(nn.Module, ABC):
         room: most entries of a sequence that one state takes; None for any number.
     """
 
+    words: ClassVar[dict[str, tuple[str, ...]]] = {}
     order: Tensor
     reach: int | None = None
     room: int | None = None

@@ -20,7 +20,7 @@ from likely.nets.causal import CausalNet, OrderFree
 from likely.nets.causal.inputs import raster
 from likely.space import Space
 
-__all__ = ["Order", "Ordered", "arranged"]
+__all__ = ["ORDERS", "Order", "Ordered", "arranged"]
 
 Order = str | list | tuple | None  # of ints and names
 Build = Callable[[Space, str | None], Any]  # of a space, by a net's word
@@ -31,6 +31,7 @@ _WORDS = {  # of each layout; "transposed" swaps rows and columns, "reverse" of 
     "columns": ("raster", "reverse"),
     "sequence": ("raster", "reverse"),
 }
+ORDERS = (*_WORDS["grid"], "or a permutation")
 
 
 class Ordered(CausalNet):

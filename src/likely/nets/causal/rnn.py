@@ -17,6 +17,7 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,8 @@ class RecurrentNet(CausalNet):
         attend: whether a sequence that is given is attended to.
         subwords: whether tokens of a text are embedded by the n-grams of their spelling, too.
     """
+
+    words: ClassVar[dict[str, tuple[str, ...]]] = {"cell": tuple(_CELLS)}
 
     def __init__(
         self,

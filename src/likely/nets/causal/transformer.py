@@ -17,6 +17,7 @@ References:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from likely.nets.causal.attention import LinearAttention, Place, Places, Ring, S
 from likely.nets.causal.block import ACTIVATIONS, NORMS, Block, Context, Norm
 from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history, raster, spellings
 from likely.nets.conditioning import Conditioner
-from likely.nets.positions import Positions
+from likely.nets.positions import KINDS, Positions
 from likely.nets.reader import Reader, required
 from likely.space import Space
 
@@ -82,6 +83,13 @@ class CausalTransformer(CausalNet):
     Raises: UsageError for unknown words and combinations that mean nothing.
     """
 
+    words: ClassVar[dict[str, tuple[str, ...]]] = {
+        "norm": NORMS,
+        "ffn": tuple(ACTIVATIONS),
+        "positions": KINDS,
+        "attention": _ATTENTIONS,
+        "given_by": _WAYS,
+    }
     blocks: Sequence[Block]
     tokens: NGrams | Tokens
 
