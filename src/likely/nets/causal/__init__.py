@@ -1,7 +1,8 @@
 """Causal nets: parameters of each entry given those before it, all at once or entry by entry."""
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class CausalNet(nn.Module, ABC):
         order: places of a flattened example in the order of the entries, [entries].
         reach: an entry depends on at most so many before it, and the net takes sequences of any
             length; None where it looks back on all, up to the length of the space.
-        orderings: how many orderings it knows; `under` chooses one of them.
+        orderings: how many orderings it knows, `orders` [orderings, entries]; `under` chooses one of them.
         room: most entries of a sequence that one state takes; None for any number.
     """
 
@@ -26,10 +27,19 @@ class CausalNet(nn.Module, ABC):
     reach: int | None = None
     room: int | None = None
     orderings: int = 1
+    ordering: int = 0
+    orders: Tensor
 
-    def under(self, ordering: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def under(self, ordering: int) -> Iterator[None]:
         """Use another ordering for a while, which changes `order` and all that is computed."""
-        return nullcontext()
+        before = self.ordering, self.order
+        if self.orderings > 1:
+            self.ordering, self.order = ordering, self.orders[ordering]
+        try:
+            yield
+        finally:
+            self.ordering, self.order = before
 
     @abstractmethod
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:

@@ -22,8 +22,7 @@ References:
     | sigma-GPTs: a new approach to autoregressive models (both places in a token; Pannatier et al., 2024) | https://arxiv.org/abs/2404.09562
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,16 +116,6 @@ class AnyOrder(OrderFree):
 
     def ordered(self, order: Tensor) -> CausalNet:
         return Bound(self, order)
-
-    @contextmanager
-    def under(self, ordering: int) -> Iterator[None]:
-        """Use another ordering for a while."""
-        before = self.ordering
-        self.ordering, self.order = ordering, self.orders[ordering]
-        try:
-            yield
-        finally:
-            self.ordering, self.order = before, self.orders[before]
 
     def ranks(self, order: Tensor) -> Tensor:
         """Places of a flattened example -> their ranks in raster order."""

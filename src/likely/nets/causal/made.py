@@ -19,8 +19,7 @@ References:
     | A deep and tractable density estimator (shared weights, many orderings; Uria et al., 2014) | https://arxiv.org/abs/1310.1757
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,16 +133,6 @@ class MADE(CausalNet):
         self.direct = MaskedLinear(*self._ranks(rank[0]), bias=False) if direct else None
         if self.direct is not None:
             nn.init.zeros_(self.direct.weight)
-
-    @contextmanager
-    def under(self, ordering: int) -> Iterator[None]:
-        """Use another ordering for a while."""
-        before = self.ordering
-        self.ordering, self.order = ordering, self.orders[ordering]
-        try:
-            yield
-        finally:
-            self.ordering, self.order = before, self.orders[before]
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         drawn = self.training and self.orderings > 1
