@@ -124,6 +124,7 @@ def fit(
     run = likely.fit(loaded, likely.open(start) if start else model, out=out, **budget, **how, **options)
     if train.is_main_process():
         printing.fitted(run, out)
+    train.leave()
     if run.stopped == "interrupted":
         raise typer.Exit(130)
 

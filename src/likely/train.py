@@ -278,3 +278,10 @@ def _accelerator(device: str, track: str | None, out: str | Path | None, *, turn
 def is_main_process() -> bool:
     """Whether this is the only process, or rank 0 of several."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave() -> None:
+    """End the group of a launched run's processes, all together: one that left while another still talked to it could abort that one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
