@@ -19,7 +19,7 @@ LAYERS = [
     ["model"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
     ["stepwise", "dynamic"],
-    ["ancestral"],
+    ["ancestral", "invertible"],
     ["families"],
     ["store", "sources"],
     ["training", "train"],

@@ -142,6 +142,17 @@ def test_log_determinant_of_the_multi_scale_map(shape):
     torch.testing.assert_close(flow.map(x)[1][0], torch.linalg.slogdet(jacobian).logabsdet)
 
 
+def test_samples_bring_their_log_density_from_the_same_pass():
+    flow = _trained(Flow(Space.reals(2).standardised(_moons(64)), size="tiny"), _moons(256))
+    x, log_prob = flow.sample(50, with_log_prob=True)
+    assert log_prob.kind == "exact"
+    torch.testing.assert_close(log_prob.nats, flow.log_prob(x).nats, atol=1e-3, rtol=0)
+    discrete = Flow(SPACES["grid"], size="tiny").eval()
+    x, log_prob = discrete.sample(5, with_log_prob=True)
+    assert log_prob.kind == "lower bound"
+    torch.testing.assert_close(log_prob.nats, discrete.log_prob(x, draws=discrete.bound_draws).nats)
+
+
 def test_given_is_learnt():
     label = torch.arange(2).repeat(100)[:, None]
     x = torch.randn(200, 2) + 6 * label
@@ -164,7 +175,7 @@ def test_chunks_do_not_change_results(monkeypatch):
     flow = Flow(SPACES["grid"], given=Space.label(3), size="tiny").eval()
     given = torch.randint(0, 3, (7, 1))
     whole = flow.log_prob(x, given, draws=3).nats
-    monkeypatch.setattr("likely.families.flow._CHUNK", 32)
+    monkeypatch.setattr("likely.invertible._CHUNK", 32)
     torch.testing.assert_close(flow.log_prob(x, given, draws=3).nats, whole, atol=1e-5, rtol=0)
     assert flow.sample(5, given[:1]).shape == (5, 1, 4, 4)
 

@@ -43,22 +43,19 @@ from likely.bijections import (
     Squeeze,
 )
 from likely.errors import UsageError, nearest
-from likely.logprob import LogProb
-from likely.model import Latent, Likelihood, Model, Recipe, Starts, evaluating, expand_given
+from likely.invertible import Invertible
+from likely.model import Recipe
 from likely.nets import net
-from likely.noise import Noise
-from likely.space import Relaxed, Space
+from likely.space import Space
 
 __all__ = ["Flow"]
 
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _VECTOR_UP_TO = 256  # entries; beyond, a dense map and a dense net cost more than they see
 _FEW_ENTRIES = 8  # data of so few are seldom short of examples
 _LEVELS_UP_TO = 256  # of an ordinal that is Gaussianised by its histogram
-_CHUNK = 2**16  # entries that pass the map at once, so that memory stays bounded
 
 
-class Flow(Model, Likelihood, Latent, Starts):
+class Flow(Invertible):
     """Normalizing flow of coupling layers.
 
     Args:
@@ -96,8 +93,6 @@ class Flow(Model, Likelihood, Latent, Starts):
         dropout: float | None = None,
     ) -> None:
         super().__init__(space, given=given, size=size)
-        # dequantizations that evaluation affords: 64 of up to 128 entries, 10 of MNIST's 784, 4 of larger images
-        self.bound_draws = max(4, min(64, 2**13 // space.dims)) if space.discrete else 1  # type: ignore[misc]
         shape = space.relaxed.shape
         if dropout is None and math.prod(shape) <= _FEW_ENTRIES:
             dropout = 0.0
@@ -130,58 +125,6 @@ class Flow(Model, Likelihood, Latent, Starts):
     def _coupling(self, space: Space, turn: int) -> Coupling:
         moves = _alternate(space.shape, turn)
         return Coupling(moves, self._transform, net(space, "coupling", out=self._transform.size, moves=moves, **self._net))
-
-    # -- density --------------------------------------------------------------------------------
-
-    def _to_noise(self, u: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-        """z and log |det dz/du|, in chunks."""
-        rows = max(1, _CHUNK // self.space.relaxed.dims)
-        givens = [None] * (-(-len(u) // rows)) if given is None else given.split(rows)
-        z, log_det = zip(*(self.map(chunk, g) for chunk, g in zip(u.split(rows), givens, strict=True)), strict=True)
-        return torch.cat(z), torch.cat(log_det)
-
-    def _log_density(self, u: Tensor, given: Tensor | None) -> Tensor:
-        z, log_det = self._to_noise(u, given)
-        return log_det - (0.5 * z.square() + _LOG_SQRT_2PI).sum(1, dtype=torch.float64)
-
-    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
-        relaxed = self.space.relax(x)
-        return -relaxed.log_prob(self._log_density(relaxed.value, given)).nats.float()
-
-    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
-        relaxed = self.space.relax(x, noise=noise)
-        given = None if given is None else given.repeat(relaxed.draws, *[1] * (given.ndim - 1))
-        return relaxed.log_prob(self._log_density(relaxed.value, given))
-
-    def start(self, x: Tensor, given: Tensor | None = None) -> None:
-        self.map.start(self.space.relax(x).value, given)
-
-    # -- latent ---------------------------------------------------------------------------------
-
-    @property
-    def latent(self) -> Space:
-        return Space.reals(self.space.relaxed.dims)
-
-    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
-        relaxed = self.space.relax(x, draws)
-        given = None if given is None else given.repeat(relaxed.draws, *[1] * (given.ndim - 1))
-        z, log_det = self._to_noise(relaxed.value, given)
-        return Relaxed(z, relaxed.nats + log_det, relaxed.exact, relaxed.draws)
-
-    def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
-        return self.space.snap(self.map.inverse(z, expand_given(given, len(z)))[0])
-
-    @torch.no_grad()
-    def sample(self, n: int, given: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
-        """Draw n examples; `temperature` scales the noise, below 1 for more typical ones."""
-        given, dims = expand_given(given, n), self.latent.dims
-        rows, device = max(1, _CHUNK // dims), next(self.parameters()).device
-        parts = []
-        with evaluating(self):
-            for first in range(0, n, rows):
-                z = temperature * torch.randn(min(rows, n - first), dims, device=device)
-                parts.append(self.decode(z, None if given is None else given[first : first + rows]))
-        return torch.cat(parts)
 
 
 def _transform(name: str, bins: int) -> Elementwise:

@@ -1,0 +1,121 @@
+"""What every model of an invertible map does alike: density, draws, latents.
+
+    log p(u) = log N(f(u); 0, I) + log |det df/du|
+
+u is the example lifted to reals (`Space.relax`), z = f(u) is noise. A family builds f as `self.map`, all else is here.
+"""
+
+import math
+from abc import ABC
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from likely.bijections import Bijection
+from likely.logprob import LogProb
+from likely.model import Latent, Likelihood, Model, Starts, evaluating, expand_given
+from likely.noise import Noise
+from likely.space import Relaxed, Space
+
+__all__ = ["Drawn", "Invertible"]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_CHUNK = 2**16  # entries that pass the map at once, so that memory stays bounded
+
+
+class Drawn(NamedTuple):
+    """Examples [n, *shape], and how likely the model holds each."""
+
+    x: Tensor
+    log_prob: LogProb
+
+
+class Invertible(Model, Likelihood, Latent, Starts, ABC):
+    """Carries data to standard normal noise by `map`, from the relaxed space's shape to [B, dims], and back."""
+
+    map: Bijection
+
+    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
+        super().__init__(space, given=given, size=size)
+        # dequantizations that evaluation affords: 64 of up to 128 entries, 10 of MNIST's 784, 4 of larger images
+        self.bound_draws = max(4, min(64, 2**13 // space.dims)) if space.discrete else 1  # type: ignore[misc]
+
+    # -- density --------------------------------------------------------------------------------
+
+    def _to_noise(self, u: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z and log |det dz/du|, in chunks."""
+        rows = max(1, _CHUNK // self.space.relaxed.dims)
+        givens = [None] * (-(-len(u) // rows)) if given is None else given.split(rows)
+        z, log_det = zip(*(self.map(chunk, g) for chunk, g in zip(u.split(rows), givens, strict=True)), strict=True)
+        return torch.cat(z), torch.cat(log_det)
+
+    def log_density(self, u: Tensor, given: Tensor | None) -> Tensor:
+        """log p(u) of relaxed examples, nats [B], float64."""
+        z, log_det = self._to_noise(u, given)
+        return log_det + _log_normal(z)
+
+    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
+        relaxed = self.space.relax(x)
+        return -relaxed.log_prob(self.log_density(relaxed.value, given)).nats.float()
+
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        relaxed = self.space.relax(x, noise=noise)
+        return relaxed.log_prob(self.log_density(relaxed.value, _per_draw(given, relaxed)))
+
+    def start(self, x: Tensor, given: Tensor | None = None) -> None:
+        self.map.start(self.space.relax(x).value, given)
+
+    # -- latent ---------------------------------------------------------------------------------
+
+    @property
+    def latent(self) -> Space:
+        return Space.reals(self.space.relaxed.dims)
+
+    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
+        relaxed = self.space.relax(x, draws)
+        z, log_det = self._to_noise(relaxed.value, _per_draw(given, relaxed))
+        return Relaxed(z, relaxed.nats + log_det, relaxed.exact, relaxed.draws)
+
+    def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
+        return self.space.snap(self._from_noise(z, expand_given(given, len(z)))[0])
+
+    def _from_noise(self, z: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """u and log |det du/dz|."""
+        return self.map.inverse(z, given)
+
+    @torch.no_grad()
+    def sample(self, n: int, given: Tensor | None = None, *, temperature: float = 1.0, with_log_prob: bool = False) -> Any:
+        """Draw n examples.
+
+        Args:
+            temperature: scales the noise, below 1 for more typical examples.
+            with_log_prob: return a `Drawn`. The log-density of reals comes with the pass that drew them; of discrete data
+                it is `log_prob`, another pass, for the density of one point says little of its cell.
+        """
+        given, dims = expand_given(given, n), self.latent.dims
+        rows, device = max(1, _CHUNK // dims), next(self.parameters()).device
+        parts: list[Tensor] = []
+        nats: list[Tensor] = []
+        with evaluating(self):
+            for first in range(0, n, rows):
+                z = temperature * torch.randn(min(rows, n - first), dims, device=device)
+                u, log_det = self._from_noise(z, None if given is None else given[first : first + rows])
+                parts.append(self.space.snap(u))
+                nats.append(_log_normal(z) - log_det)
+            x = torch.cat(parts) if parts else torch.empty(0, *self.space.shape, dtype=self.space.dtype, device=device)
+            if not with_log_prob:
+                return x
+            if self.space.discrete or self.space.flags:
+                return Drawn(x, self.log_prob(x, given, draws=self.bound_draws))
+        scale = self.space.relax(x[:1]).nats  # of the standardisation, alike for all
+        return Drawn(x, LogProb(torch.cat(nats) + scale, "exact"))
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    """Log-density of standard normal noise [B, dims], nats [B], float64."""
+    return -(0.5 * z.square() + _LOG_SQRT_2PI).sum(1, dtype=torch.float64)
+
+
+def _per_draw(given: Tensor | None, relaxed: Relaxed) -> Tensor | None:
+    return None if given is None else given.repeat(relaxed.draws, *[1] * (given.ndim - 1))
