@@ -12,11 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from likely import board, worker
+from likely import board, families, worker
 from likely.board import compare
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.evaluation.row import Row, read_rows
+from likely.families import Family
 from likely.launch import Worker
 from likely.model import ClosedForm, Likelihood, Model
 from likely.report.terminal import Screen
@@ -83,12 +84,19 @@ def canned(monkeypatch):
     monkeypatch.setattr(board, "_cores", lambda: 2)
     monkeypatch.setattr("likely.evaluation.quality.floors", lambda data, n: {})
     monkeypatch.setattr(board.families, "family_class", CLASSES.__getitem__)
-    monkeypatch.setattr(board.families, "names", lambda: list(CLASSES))
+    monkeypatch.setattr(board.families, "featured", lambda: list(CLASSES))
     return tasks, outcomes
 
 
 def ran(tasks):
     return [t["row"]["model"] for t in tasks]
+
+
+def test_what_is_not_featured_is_compared_only_where_it_is_named(monkeypatch):
+    monkeypatch.setattr(families, "registry", lambda: {"vae": Family("x:A"), "gan": Family("x:B", featured=False)})
+    monkeypatch.setattr(board.families, "family_class", lambda name: Trained)
+    assert list(board._chosen(None, "grid")) == ["vae"]
+    assert list(board._chosen(["gan"], "grid")) == ["gan"]
 
 
 # -- budgets --------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def compare(
 
     Args:
         data: a `Data`, or anything that `likely.load` reads.
-        models: registered names, or name -> options; all families that model such data by default.
+        models: registered names, or name -> options; all featured families that model such data by default.
         minutes: wall clock of training over all models; steps: instead, so many steps for each.
         seeds: runs of every model, with seeds seed, seed + 1, ...
         jobs: models trained at a time; 2 on a CPU with two cores or more, 1 on an accelerator.
@@ -77,9 +77,9 @@ def compare(
 
 
 def _chosen(models: Iterable[str] | Mapping[str, dict[str, Any]] | None, layout: str) -> dict[str, dict[str, Any]]:
-    """Names and options; by default of the families that model this layout (a family that cannot be imported fails in its row)."""
+    """Names and options; by default of the featured families that model this layout (a family that cannot be imported fails in its row)."""
     if models is None:
-        return {name: {} for name in families.names() if (cls := _family(name)) is None or layout in cls.layouts}
+        return {name: {} for name in families.featured() if (cls := _family(name)) is None or layout in cls.layouts}
     chosen = dict(models) if isinstance(models, Mapping) else {name: {} for name in models}
     if not chosen:
         raise UsageError("No models to compare.", f"Known: {', '.join(families.names())}.")

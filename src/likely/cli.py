@@ -55,7 +55,12 @@ def _load(data: str, given: str | None, read: dict[str, Any]) -> Any:
 def compare(
     data: DataArg,
     models: Annotated[
-        str | None, typer.Option("--models", help="Comma-separated; all that fit the data by default.", show_default=False)
+        str | None,
+        typer.Option(
+            "--models",
+            help="Comma-separated; by default all that fit the data but for those starred in `likely models`.",
+            show_default=False,
+        ),
     ] = None,
     minutes: Annotated[float, typer.Option("--minutes", help="Wall-clock training time over all models.")] = 3.0,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs per model, for a ranking with its spread.")] = 1,

@@ -150,10 +150,16 @@ def families(records: list[dict[str, Any]], name: str | None) -> None:
     if name is None:
         table = Table("family", "what it is", "data", "can", box=None, padding=(0, 2, 0, 0))
         for record in records:
+            mark = "" if record["featured"] else "*"
             table.add_row(
-                f"[bold]{record['name']}[/]", record["summary"], ", ".join(record["layouts"]), ", ".join(["sample", *record["abilities"]])
+                f"[bold]{record['name']}[/]{mark}",
+                record["summary"],
+                ", ".join(record["layouts"]),
+                ", ".join(["sample", *record["abilities"]]),
             )
         console.print(table)
+        if not all(record["featured"] for record in records):
+            console.print("\n[dim]* compared where --models names it[/]")
         console.print("\n[dim]Options of one: likely models NAME[/]")
         return
     record = next(r for r in records if r["name"] == name)

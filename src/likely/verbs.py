@@ -217,7 +217,8 @@ def show(folder: str | Path) -> str:
 
 
 def models() -> list[dict[str, Any]]:
-    """All registered families: `name`, `summary`, `layouts`, `abilities`, `options`, `sizes`."""
+    """All registered families: `name`, `summary`, `layouts`, `abilities`, `options`, `sizes`, and whether
+    comparisons take it by default, `featured`."""
     return [_described(name) for name in families.names()]
 
 
@@ -232,6 +233,7 @@ def _described(name: str) -> dict[str, Any]:
         "abilities": abilities(cls),
         "options": options,
         "sizes": cls.sizes,
+        "featured": name in families.featured(),
     }
 
 

@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from likely.model import Model
     from likely.space import Space
 
-__all__ = ["FAMILIES", "Family", "build", "check_kind", "family_class", "names", "option_names", "option_words"]
+__all__ = ["FAMILIES", "Family", "build", "check_kind", "family_class", "featured", "names", "option_names", "option_words"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family's class lives, the options its name presets, and the members that it is made of by default."""
+    """Where a family's class lives, the options its name presets, and the members that it is made of by default.
+
+    A comparison takes the `featured` ones if it is not told which; the others are there for who asks for them.
+    """
 
     path: str
     preset: dict[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
+    featured: bool = True
 
 
 FAMILIES: dict[str, Family] = {
@@ -61,6 +65,11 @@ def registry() -> dict[str, Family]:
 def names() -> list[str]:
     """Names of all registered families."""
     return list(registry())
+
+
+def featured() -> list[str]:
+    """Names of those that a comparison takes by default."""
+    return [name for name, family in registry().items() if family.featured]
 
 
 def split_names(names: str) -> list[str]:
