@@ -16,7 +16,7 @@ SOURCE = Path(likely.__file__).parent
 LAYERS = [
     ["errors", "logprob", "noise", "support", "relaxation", "space", "__init__"],
     ["dataset"],
-    ["model"],
+    ["model", "distribution"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
     ["stepwise", "dynamic"],
     ["ancestral", "invertible"],
@@ -27,7 +27,7 @@ LAYERS = [
     ["enumeration"],
     ["laws"],
     ["checks", "worker", "launch", "board", "report"],
-    ["inputs", "verbs", "filling"],
+    ["inputs", "verbs", "filling", "latents"],
     ["arguments", "printing", "cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

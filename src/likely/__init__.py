@@ -24,6 +24,7 @@ _HOMES = {
     "evaluate": "likely.evaluation",
     "fill": "likely.filling",
     "fit": "likely.verbs",
+    "interpolate": "likely.latents",
     "load": "likely.sources",
     "models": "likely.verbs",
     "open": "likely.verbs",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from likely.evaluation import evaluate as evaluate
     from likely.families import build as build
     from likely.filling import fill as fill
+    from likely.latents import interpolate as interpolate
     from likely.logprob import LogProb as LogProb
     from likely.logprob import bits as bits
     from likely.model import Model as Model

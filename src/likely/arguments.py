@@ -24,6 +24,7 @@ __all__ = [
     "family_options",
     "named_family",
     "read_box",
+    "read_pair",
     "reads",
 ]
 
@@ -98,6 +99,14 @@ def read_box(text: str) -> tuple[int, ...]:
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
         raise typer.BadParameter(f"'{text}' is not x0,y0,x1,y1.")
     return tuple(map(int, parts))
+
+
+def read_pair(text: str) -> tuple[int, int]:
+    """I,J: two row numbers."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"'{text}' is not I,J.")
+    return int(parts[0]), int(parts[1])
 
 
 def extra_options(args: list[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from likely.arguments import (
     family_options,
     named_family,
     read_box,
+    read_pair,
     reads,
 )
 from likely.errors import LikelyError
@@ -137,6 +138,7 @@ def fit(
 @app.command(
     context_settings=OWN_OPTIONS,
     epilog="Examples:\n\nlikely sample my-images -n 100 --out samples.png\n\nlikely sample my-table -n 1000 --out more.csv\n\n"
+    "likely sample my-digits --between 3,14 -n 8 --out way.png\n\n"
     'likely sample my-text --prompt "To be" --length 300 --top-p 0.9\n\n'
     "likely sample my-text --prompt 'Q: ' --stop $'\\n' --stop '?'   (ends with the first line or question)",
 )
@@ -154,6 +156,16 @@ def sample(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A text ends with the first of these (repeatable).", show_default=False)
     ] = None,
+    between: Annotated[
+        Any,
+        typer.Option(
+            "--between",
+            help="Instead of draws, the way between two test examples, by row, through latents.",
+            parser=read_pair,
+            metavar="I,J",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw from a stored model: a PNG grid or a folder of images, text, CSV or .npz, by the name of --out.
@@ -164,9 +176,16 @@ def sample(
     --greedy, and --beam 8 for the likeliest text that a search of that width finds.
     """
     import likely
-    from likely import printing, verbs
+    from likely import latents, printing, sources, verbs
 
     model = likely.open(folder)
+    if between is not None:
+        out = out or Path(printing.default_name(model.space, "between"))
+        sources.check_path(out, model.space, overwrite=overwrite)
+        x = latents.between(folder, between, 8 if n is None else n, given=given, seed=seed)
+        sources.write(x, model.space, out, overwrite=overwrite)
+        printing.sampled(x, model.space, out)
+        return
     asked = {name: value for name, value in {"prompt": prompt, "length": length, "stop": stop or None}.items() if value is not None}
     how = {**asked, **extra_options(context.args)}
     if out is None and model.space.textual:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from likely.bijections import Bijection
 from likely.logprob import LogProb
-from likely.model import Latent, Likelihood, Model, Starts, evaluating, expand_given
+from likely.model import Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
 from likely.noise import Noise
 from likely.space import Relaxed, Space
 
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
     log_prob: LogProb
 
 
-class Invertible(Model, Likelihood, Latent, Starts, ABC):
+class Invertible(Model, Likelihood, Latent, Reparameterised, Starts, ABC):
     """Carries data to standard normal noise by `map`, from the relaxed space's shape to [B, dims], and back."""
 
     map: Bijection
@@ -83,6 +83,10 @@ class Invertible(Model, Likelihood, Latent, Starts, ABC):
     def _from_noise(self, z: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """u and log |det du/dz|."""
         return self.map.inverse(z, given)
+
+    def rsample(self, n: int, given: Tensor | None = None) -> Tensor:
+        z = torch.randn(n, self.latent.dims, device=next(self.parameters()).device)
+        return self.space.snap(self._from_noise(z, expand_given(given, n))[0])
 
     @torch.no_grad()
     def sample(self, n: int, given: Tensor | None = None, *, temperature: float = 1.0, with_log_prob: bool = False) -> Any:

@@ -21,6 +21,7 @@ from likely.space import Relaxed, Space
 
 if TYPE_CHECKING:
     from likely.coding import Codec
+    from likely.distribution import ModelDistribution
 
 __all__ = [
     "Batches",
@@ -34,6 +35,7 @@ __all__ = [
     "Model",
     "Primed",
     "Recipe",
+    "Reparameterised",
     "Starts",
     "Stepwise",
     "evaluating",
@@ -151,6 +153,13 @@ class Likelihood(ABC):
     @abstractmethod
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb: ...
 
+    @final
+    def distribution(self, given: Tensor | None = None, *, draws: int = 1) -> "ModelDistribution":
+        """The model as a `torch.distributions.Distribution`; its batch shape is that of `given` [*batch, *given shape], () without it."""
+        from likely.distribution import ModelDistribution
+
+        return ModelDistribution(self, given, draws=draws)
+
 
 class Primed(ABC):
     """Has conditionals, so that a long stretch of symbols is one sequence and can follow what is known.
@@ -222,6 +231,14 @@ class Latent(ABC):
     @abstractmethod
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         """Latents to examples in data units."""
+
+
+class Reparameterised(ABC):
+    """Draws examples that are differentiable functions of its weights."""
+
+    @abstractmethod
+    def rsample(self, n: int, given: Tensor | None = None) -> Tensor:
+        """n examples of a real space, [n, *shape] in data units, with gradients."""
 
 
 class Coded(ABC):
