@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from likely.nets.causal import CausalNet
 from likely.nets.causal.inputs import Signs, orders_of, raster, tokens_of
 from likely.nets.conditioning import Conditioner
+from likely.nets.masked import MaskedLinear
 from likely.space import Space
 
 __all__ = ["MADE", "MADEState"]
@@ -39,23 +40,6 @@ _SIZES = {  # width, depth, dropout
     "base": (1024, 3, 0.1),
 }
 _TOKEN = 16
-
-
-class MaskedLinear(nn.Linear):
-    """A linear map whose weights are zero where the target's degree is below the source's."""
-
-    def __init__(self, source: Tensor, target: Tensor, bias: bool = True) -> None:
-        super().__init__(len(source), len(target), bias)
-        allowed = source <= target[:, None]
-        with torch.no_grad():  # as many terms as sources, not as columns of the matrix
-            self.weight.mul_((len(source) / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
-
-    def masked(self, input: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        return F.linear(input, torch.where(source <= target[:, None], self.weight, 0.0), self.bias)
-
-    def part(self, input: Tensor, rows: slice) -> Tensor:
-        """Some targets, from the first sources: those that `input` holds."""
-        return F.linear(input, self.weight[rows, : input.shape[1]], None if self.bias is None else self.bias[rows])
 
 
 class Block(nn.Module):

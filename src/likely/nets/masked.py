@@ -1,0 +1,28 @@
+"""Linear maps masked by degrees: a weight is there where the target's degree is at least the source's.
+
+References:
+    | MADE: masked autoencoder for distribution estimation (Germain et al., 2015) | https://arxiv.org/abs/1502.03509
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MaskedLinear"]
+
+
+class MaskedLinear(nn.Linear):
+    """A linear map whose weights are zero where the target's degree is below the source's."""
+
+    def __init__(self, source: Tensor, target: Tensor, bias: bool = True) -> None:
+        super().__init__(len(source), len(target), bias)
+        allowed = source <= target[:, None]
+        with torch.no_grad():  # as many terms as sources, not as columns of the matrix
+            self.weight.mul_((len(source) / allowed.sum(1, keepdim=True).clamp_min(1)).sqrt())
+
+    def masked(self, input: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        return F.linear(input, torch.where(source <= target[:, None], self.weight, 0.0), self.bias)
+
+    def part(self, input: Tensor, rows: slice) -> Tensor:
+        """Some targets, from the first sources: those that `input` holds."""
+        return F.linear(input, self.weight[rows, : input.shape[1]], None if self.bias is None else self.bias[rows])
