@@ -1,24 +1,37 @@
 """Invertible maps with log-determinants: the parts of normalizing flows."""
 
-from likely.bijections.base import Bijection, Chain, per_example
-from likely.bijections.coupling import Coupling
+from likely.bijections.autoregressive import Autoregressive
+from likely.bijections.base import Bijection, Chain, Inverse, per_example
+from likely.bijections.coupling import MASKS, Coupling, mask
+from likely.bijections.domains import Logit, Softplus
 from likely.bijections.elementwise import Affine, Elementwise, Spline
-from likely.bijections.linear import ActNorm, Linear
+from likely.bijections.linear import ActNorm, Linear, Orthogonal, Permute
 from likely.bijections.marginal import Gaussianise
+from likely.bijections.monotone import Additive, MixtureCDF
 from likely.bijections.reshape import Flatten, Rest, Squeeze
 
 __all__ = [
+    "MASKS",
     "ActNorm",
+    "Additive",
     "Affine",
+    "Autoregressive",
     "Bijection",
     "Chain",
     "Coupling",
     "Elementwise",
     "Flatten",
     "Gaussianise",
+    "Inverse",
     "Linear",
+    "Logit",
+    "MixtureCDF",
+    "Orthogonal",
+    "Permute",
     "Rest",
+    "Softplus",
     "Spline",
     "Squeeze",
+    "mask",
     "per_example",
 ]

@@ -12,12 +12,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bijection", "Chain", "per_example"]
+__all__ = ["Bijection", "Chain", "Inverse", "no_volume", "per_example"]
 
 
 def per_example(log_derivative: Tensor) -> Tensor:
     """Sum of the entries' log-derivatives, [B, ...] -> [B], in float64."""
     return log_derivative.flatten(1).sum(1, dtype=torch.float64)
+
+
+def no_volume(x: Tensor) -> Tensor:
+    """The log-determinant [B] of a map that keeps volume."""
+    return x.new_zeros(len(x), dtype=torch.float64)
 
 
 class Bijection(nn.Module, ABC):
@@ -64,3 +69,17 @@ class Chain(Bijection):
         for part in self:
             x = part.start(x, given)
         return x
+
+
+class Inverse(Bijection):
+    """A bijection the other way round: what was drawn in one pass is scored in one, and the reverse."""
+
+    def __init__(self, inner: Bijection) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner.inverse(x, given)
+
+    def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner(y, given)

@@ -2,16 +2,43 @@
 
 References:
     | NICE: Non-linear independent components estimation (Dinh et al., 2014) | https://arxiv.org/abs/1410.8516
+    | Density estimation using Real NVP (checkerboard and channel masks; Dinh et al., 2017) | https://arxiv.org/abs/1605.08803
 """
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from likely.bijections.base import Bijection, per_example
 from likely.bijections.elementwise import Elementwise
+from likely.errors import UsageError, nearest
 
-__all__ = ["Coupling"]
+__all__ = ["MASKS", "Coupling", "mask"]
+
+MASKS = ("alternate", "halves", "checkerboard")
+
+
+def mask(word: str, shape: tuple[int, ...], turn: int) -> Tensor:
+    """bool [*shape], which entries move; the others at the next turn. A single entry always does.
+
+    Args:
+        word: "alternate" (every other channel of an image or entry of a vector; places of one channel as on a checkerboard),
+            "halves" (the first or the last half of the channels or entries), "checkerboard" (neighbours differ).
+
+    Raises: UsageError for another word.
+    """
+    if word not in MASKS:
+        raise UsageError(f"Unknown mask '{word}'.", nearest(word, MASKS))
+    if math.prod(shape) == 1:
+        return torch.ones(shape, dtype=torch.bool)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
+    if word == "checkerboard" or shape[0] == 1:
+        side = places[-2:].sum(0) if len(shape) > 2 and math.prod(shape[1:]) > 1 else places.sum(0)
+    else:
+        side = places[0] if word == "alternate" else (2 * places[0] >= shape[0]).long()
+    return side % 2 != turn % 2
 
 
 class Coupling(Bijection):

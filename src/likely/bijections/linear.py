@@ -1,17 +1,24 @@
-"""Linear bijections: ActNorm, and a dense map that is invertible by construction.
+r"""Linear bijections over axis 1 (of a grid they are 1x1 convolutions): each invertible by construction.
+
+    ActNorm      scale and shift of every channel, started on a first batch
+    Linear       y = P L U x, P a fixed permutation, L and U triangular
+    Orthogonal   y = exp(A - A^T) x, a rotation: volume is kept, and the inverse is the transpose
+    Permute      entries change places
 
 References:
     | Glow: Generative flow with invertible 1x1 convolutions (Kingma and Dhariwal, 2018) | https://arxiv.org/abs/1807.03039
+    | Cheap orthogonal constraints in neural networks (the exponential of skew matrices; Lezcano-Casado, 2019) | https://arxiv.org/abs/1901.08428
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from likely.bijections.base import Bijection
+from likely.bijections.base import Bijection, no_volume
 
-__all__ = ["ActNorm", "Linear"]
+__all__ = ["ActNorm", "Linear", "Orthogonal", "Permute"]
 
 
 class ActNorm(Bijection):
@@ -73,7 +80,7 @@ class Linear(Bijection):
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()
         weight = (lower @ upper)[self.order]
-        return (weight @ x.flatten(2) if x.ndim > 2 else x @ weight.T).view_as(x), self._log_det(x)
+        return _over_channels(weight, x), self._log_det(x)
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = (f.double() for f in self._factors())
@@ -81,3 +88,43 @@ class Linear(Bijection):
         half = torch.linalg.solve_triangular(lower, flat, upper=False, unitriangular=True)
         x = torch.linalg.solve_triangular(upper, half, upper=True)
         return x.to(y.dtype).view_as(y), -self._log_det(y)
+
+
+class Orthogonal(Bijection):
+    """y = exp(A - A^T) x over axis 1, A free; at first a random rotation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.free = nn.Parameter(torch.randn(channels, channels))
+
+    @property
+    def _weight(self) -> Tensor:
+        free = self.free.tril(-1)
+        return torch.linalg.matrix_exp(free - free.T)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _over_channels(self._weight, x), no_volume(x)
+
+    def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _over_channels(self._weight.T, y), no_volume(y)
+
+
+class Permute(Bijection):
+    """Entries of axis 1 change places: reversed, or in a random order that stays."""
+
+    order: Tensor
+
+    def __init__(self, channels: int, how: Literal["reverse", "random"]) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.arange(channels).flip(0) if how == "reverse" else torch.randperm(channels))
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x[:, self.order], no_volume(x)
+
+    def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return y[:, self.order.argsort()], no_volume(y)
+
+
+def _over_channels(weight: Tensor, x: Tensor) -> Tensor:
+    """W x over axis 1."""
+    return (weight @ x.flatten(2) if x.ndim > 2 else x @ weight.T).view_as(x)

@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from likely.bijections.base import Bijection
+from likely.bijections.base import Bijection, no_volume
 
 __all__ = ["Flatten", "Rest", "Squeeze"]
-
-
-def _no_volume(x: Tensor) -> Tensor:
-    return x.new_zeros(len(x), dtype=torch.float64)
 
 
 class Flatten(Bijection):
@@ -25,20 +21,20 @@ class Flatten(Bijection):
         self.shape = shape
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x.flatten(1), _no_volume(x)
+        return x.flatten(1), no_volume(x)
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return y.view(-1, *self.shape), _no_volume(y)
+        return y.view(-1, *self.shape), no_volume(y)
 
 
 class Squeeze(Bijection):
     """[B, C, H, W] -> [B, 4 C, H / 2, W / 2]: each 2 x 2 block becomes channels."""
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return F.pixel_unshuffle(x, 2), _no_volume(x)
+        return F.pixel_unshuffle(x, 2), no_volume(x)
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return F.pixel_shuffle(y, 2), _no_volume(y)
+        return F.pixel_shuffle(y, 2), no_volume(y)
 
 
 class Rest(Bijection):

@@ -10,6 +10,8 @@ Nets know nothing of probability; families know no convolution. What each role c
     energy    reals u [B, *shape] -> [B, out]
     generator noise z [B, inputs] -> reals [B, out * C, *rest]
     coupling  reals u [B, *shape] -> [B, out, moved]: out parameters of each entry where `moves` is true
+    ordered   reals u [B, n] -> [B, out, n]: out parameters of each entry given those before it;
+              has init_state(n, given) and step(state, u_i) -> parameters [n, out]
 
 Every net accepts `given` through `nets.conditioning`.
 """
@@ -31,6 +33,7 @@ __all__ = ["NETS", "default", "net", "net_options", "net_words"]
 NETS: dict[tuple[str, str], dict[str, str]] = {
     ("coupling", "grid"): {"conv": "likely.nets.coupling:ConvCoupling", "mlp": "likely.nets.coupling:MLPCoupling"},
     ("coupling", "columns"): {"mlp": "likely.nets.coupling:MLPCoupling"},
+    ("ordered", "columns"): {"mlp": "likely.nets.masked_mlp:MaskedMLP"},
     ("causal", "grid"): {
         "gated-pixelcnn": "likely.nets.causal.gated:GatedPixelCNN",
         "pixelcnn++": "likely.nets.causal.pixelcnnpp:PixelCNNPlusPlus",

@@ -88,5 +88,9 @@ class FiLM(nn.Module):
         """h [B, C, ...], embedding [B, width] or None."""
         if embedding is None:
             return h
-        scale, shift = self.linear(embedding).chunk(2, 1)
+        scale, shift = self.scale_and_shift(embedding)
         return h * (1 + expand_like(scale, h)) + expand_like(shift, h)
+
+    def scale_and_shift(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C] each."""
+        return self.linear(embedding).chunk(2, 1)
