@@ -223,12 +223,15 @@ def models() -> list[dict[str, Any]]:
 
 
 def _described(name: str) -> dict[str, Any]:
-    cls = families.family_class(name)
+    cls, registered = families.family_class(name), families.registry()[name]
     words = families.option_words(cls)
-    options = {option: _option(p, words.get(option, ())) for option, p in families.option_names(cls).items()}
+    options = {
+        option: _option(p.replace(default=registered.preset.get(option, p.default)), words.get(option, ()))
+        for option, p in families.option_names(cls).items()
+    }
     return {
         "name": name,
-        "summary": cls.summary,
+        "summary": registered.summary or cls.summary,
         "layouts": sorted(cls.layouts),
         "abilities": abilities(cls),
         "options": options,

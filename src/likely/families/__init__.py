@@ -30,6 +30,8 @@ __all__ = ["FAMILIES", "Family", "build", "check_kind", "family_class", "feature
 class Family:
     """Where a family's class lives, the options its name presets, and the members that it is made of by default.
 
+    A name that presets options has a `summary` of its own.
+
     A comparison takes the `featured` ones if it is not told which; the others are there for who asks for them.
     """
 
@@ -37,7 +39,50 @@ class Family:
     preset: dict[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     featured: bool = True
+    summary: str = ""
 
+
+def _flow(summary: str, **preset: Any) -> Family:
+    """A classical flow: options of `flow`, and nothing else."""
+    return Family("likely.families.flow:Flow", {"marginals": "none", **preset}, featured=False, summary=f"flow of {summary}")
+
+
+_FLOWS = {
+    "nice": _flow("additive couplings, and a scaling at the end", transform="additive", mixing="none", multiscale=False),
+    "realnvp": _flow(
+        "affine couplings: on images checkerboards and channels, by scales",
+        transform="affine",
+        mixing="none",
+        masks="checkerboard",
+        marginals="logit",
+        normalise="each",
+        multiscale=True,
+    ),
+    "glow": _flow(
+        "affine couplings, ActNorm and 1x1 convolutions; images by scales",
+        transform="affine",
+        masks="halves",
+        normalise="each",
+        multiscale=True,
+    ),
+    "maf": _flow(
+        "masked autoregressive affine maps: scored in a pass, drawn entry by entry",
+        structure="autoregressive",
+        transform="affine",
+        mixing="reverse",
+        marginals="logit",
+        normalise="each",
+    ),
+    "iaf": _flow(
+        "inverse autoregressive affine maps: drawn in a pass, scored entry by entry",
+        structure="inverse",
+        transform="affine",
+        mixing="reverse",
+        normalise="each",
+    ),
+    "nsf": _flow("spline couplings joined by P L U x; images by scales", multiscale=True),
+    "nsf-ar": _flow("autoregressive splines joined by P L U x: the tightest of points, drawn entry by entry", structure="autoregressive"),
+}
 
 FAMILIES: dict[str, Family] = {
     "histogram": Family("likely.families.histogram:Histogram"),
@@ -48,6 +93,7 @@ FAMILIES: dict[str, Family] = {
     "autoregressive": Family("likely.families.autoregressive:Autoregressive"),
     "mixture": Family("likely.families.mixture:Mixture", members=("ngram", "autoregressive")),
     "flow": Family("likely.families.flow:Flow"),
+    **_FLOWS,
     "vae": Family("likely.families.vae:VAE"),
     "gan": Family("likely.families.gan:GAN"),
     "energy": Family("likely.families.energy:Energy"),

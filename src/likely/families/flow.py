@@ -5,42 +5,55 @@ r"""Normalizing flow: an invertible map f of the data to noise, so that the like
 Discrete data are lifted to reals first (`Space.relax`), which makes the mass a lower bound; the mean
 of p over K draws of the lifting tightens it. The map is a chain of
 
-    Gaussianise   every ordinal entry by its own histogram: the chain starts as good as `histogram`
-    ActNorm       the rest, and every scale of an image, to mean 0 and variance 1
-    Linear        y = P L U x, over all entries or, on images, over channels
-    Coupling      half of the entries choose splines (or affine maps) of the others
+    marginals     every ordinal entry by its own histogram (the chain starts as good as `histogram`), or by a logit
+    ActNorm       entries or channels to mean 0 and variance 1
+    mixing        y = P L U x, a rotation or a permutation, over all entries or, on images, over channels
+    structure     coupling          half of the entries choose maps of the others: one pass there, one back
+                  autoregressive    each entry's map is chosen by all before it: one pass there, entry by entry back
+                  inverse           that the other way round: draws in one pass, scores entry by entry
 
 Up to 256 entries are treated as one vector. Larger images are squeezed to more channels at less
-resolution again and again, and half of the channels leave at each scale.
+resolution again and again, and half of the channels leave at each scale. Autoregressive maps are of vectors.
 
-Training minimises -log p(u) of one draw. Sampling and scoring cost one pass each.
+The classical flows are choices of these options, registered under their names (see `families`). Training minimises
+-log p(u) of one draw.
 
 References:
     | Variational inference with normalizing flows (Rezende and Mohamed, 2015) | https://arxiv.org/abs/1505.05770
+    | NICE: Non-linear independent components estimation (Dinh et al., 2014) | https://arxiv.org/abs/1410.8516
     | Density estimation using Real NVP (Dinh et al., 2017) | https://arxiv.org/abs/1605.08803
     | Glow: Generative flow with invertible 1x1 convolutions (Kingma and Dhariwal, 2018) | https://arxiv.org/abs/1807.03039
+    | Improving variational inference with inverse autoregressive flow (Kingma et al., 2016) | https://arxiv.org/abs/1606.04934
+    | Masked autoregressive flow for density estimation (Papamakarios et al., 2017) | https://arxiv.org/abs/1705.07057
     | Neural spline flows (Durkan et al., 2019) | https://arxiv.org/abs/1906.04032
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from likely.bijections import (
+    MASKS,
     ActNorm,
+    Additive,
     Affine,
+    Autoregressive,
     Bijection,
     Chain,
     Coupling,
     Elementwise,
     Flatten,
     Gaussianise,
+    Inverse,
     Linear,
+    Logit,
+    MixtureCDF,
+    Orthogonal,
+    Permute,
     Rest,
     Spline,
     Squeeze,
+    mask,
 )
 from likely.errors import UsageError, nearest
 from likely.invertible import Invertible
@@ -54,21 +67,42 @@ _VECTOR_UP_TO = 256  # entries; beyond, a dense map and a dense net cost more th
 _FEW_ENTRIES = 8  # data of so few are seldom short of examples
 _LEVELS_UP_TO = 256  # of an ordinal that is Gaussianised by its histogram
 
+_TRANSFORMS: dict[str, Callable[[int], Elementwise]] = {
+    "spline": Spline,
+    "affine": lambda bins: Affine(),
+    "mixture": MixtureCDF,
+    "additive": lambda bins: Additive(),
+}
+_MIXINGS: dict[str, Callable[[int], list[Bijection]]] = {
+    "lu": lambda channels: [Linear(channels)],
+    "orthogonal": lambda channels: [Orthogonal(channels)],
+    "random": lambda channels: [Permute(channels, "random")],
+    "reverse": lambda channels: [Permute(channels, "reverse")],
+    "none": lambda channels: [],
+}
+
 
 class Flow(Invertible):
-    """Normalizing flow of coupling layers.
+    """Normalizing flow, by layers of couplings or of autoregressive maps.
 
     Args:
         space: grid or columns, discrete, real or mixed.
         given: what it is conditioned on.
         size: "tiny", "small" or "base".
-        transform: what a coupling applies: "spline" (rational-quadratic) or "affine".
-        layers: couplings (per scale, on large images).
-        bins: of a spline.
-        width, depth: of the coupling nets; depth in residual blocks.
-        dropout: in the coupling nets, while training; none by default on up to 8 entries, where it blurs sharp edges.
+        structure: "coupling", "autoregressive" or "inverse" (autoregressive the other way round).
+        transform: what a layer applies to single numbers: "spline" (rational-quadratic), "affine", "mixture"
+            (distribution functions of mixtures of logistics) or "additive".
+        mixing: what joins the layers: "lu" (P L U x), "orthogonal", "random" or "reverse" (permutations), or "none".
+        masks: which half a coupling moves: "alternate", "halves" or "checkerboard" (images: then channels after each squeeze).
+        marginals: of ordinal entries at first: "histogram", "logit" or "none".
+        normalise: where ActNorm stands: "each" layer, "first" (images: each), or "none".
+        multiscale: images by scales, squeezed; by default those of more than 256 entries.
+        layers: couplings or autoregressive maps (per scale, on large images).
+        bins: of a spline, or components of a mixture.
+        width, depth: of the nets; depth in residual blocks.
+        dropout: in the nets, while training; none by default on up to 8 entries, where it blurs sharp edges, and of an inverse.
 
-    Raises: UsageError for an unknown transform, size or layout.
+    Raises: UsageError for an unknown word or size, or a layout that it does not model.
     """
 
     summary = "normalizing flow: exact density by an invertible map; a bound on discrete data"
@@ -78,6 +112,14 @@ class Flow(Invertible):
         "small": {"layers": 6, "bins": 8, "width": 128, "depth": 1, "dropout": 0.2},
         "base": {"layers": 12, "bins": 8, "width": 512, "depth": 2, "dropout": 0.2},
     }
+    words: ClassVar[dict[str, tuple[str, ...]]] = {
+        "structure": ("coupling", "autoregressive", "inverse"),
+        "transform": tuple(_TRANSFORMS),
+        "mixing": tuple(_MIXINGS),
+        "masks": MASKS,
+        "marginals": ("histogram", "logit", "none"),
+        "normalise": ("each", "first", "none"),
+    }
 
     def __init__(
         self,
@@ -85,7 +127,13 @@ class Flow(Invertible):
         *,
         given: Space | None = None,
         size: str = "small",
+        structure: str = "coupling",
         transform: str = "spline",
+        mixing: str = "lu",
+        masks: str = "alternate",
+        marginals: str = "histogram",
+        normalise: str = "first",
+        multiscale: bool | None = None,
         layers: int | None = None,
         bins: int | None = None,
         width: int | None = None,
@@ -93,62 +141,89 @@ class Flow(Invertible):
         dropout: float | None = None,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        chosen = {
+            "structure": structure,
+            "transform": transform,
+            "mixing": mixing,
+            "masks": masks,
+            "marginals": marginals,
+            "normalise": normalise,
+        }
+        for option, word in chosen.items():
+            if word not in self.words[option]:
+                raise UsageError(f"Unknown {option} '{word}'.", nearest(word, self.words[option]))
         shape = space.relaxed.shape
-        if dropout is None and math.prod(shape) <= _FEW_ENTRIES:
+        if dropout is None and (math.prod(shape) <= _FEW_ENTRIES or structure == "inverse"):
             dropout = 0.0
-        chosen = self.options(size, layers=layers, bins=bins, width=width, depth=depth, dropout=dropout)
-        self._layers, self._transform = chosen.pop("layers"), _transform(transform, chosen.pop("bins"))
-        self._net = {"size": size, "given": given, **chosen}
-        body = self._vector(shape) if math.prod(shape) <= _VECTOR_UP_TO or len(shape) == 1 else self._image(shape)
-        self.map = Chain([*_gaussianise(space), *body])
+        sized = self.options(size, layers=layers, bins=bins, width=width, depth=depth, dropout=dropout)
+        self._layers, self._transform = sized.pop("layers"), _TRANSFORMS[transform](sized.pop("bins"))
+        self._net = {"size": size, "given": given, **sized}
+        self._structure, self._mixing, self._masks, self._normalise = structure, _MIXINGS[mixing], masks, normalise
+        if structure == "coupling" and (math.prod(shape) > _VECTOR_UP_TO if multiscale is None else multiscale) and len(shape) == 3:
+            body = self._image(shape)
+        elif multiscale and structure != "coupling":
+            raise UsageError(f"A flow of the structure '{structure}' has no scales.", "Those of couplings have: --structure coupling.")
+        else:
+            body = self._vector(shape)
+        if transform == "additive":  # the layers keep volume
+            body.append(ActNorm(math.prod(shape)))
+        self.map = Chain([*_MARGINALS[marginals](space), *body])
 
     def _vector(self, shape: tuple[int, ...]) -> list[Bijection]:
         dims = math.prod(shape)
-        parts: list[Bijection] = [Flatten(shape), ActNorm(dims)]
-        for i in range(self._layers):
-            parts += [Linear(dims), self._coupling(Space.reals(dims), i)]
-        return parts
+        first: list[Bijection] = [ActNorm(dims)] if self._normalise == "first" else []
+        return [Flatten(shape), *first, *self._steps(Space.reals(dims), self._masks, self._layers, self._normalise == "each")]
 
     def _image(self, shape: tuple[int, ...]) -> list[Bijection]:
+        """A scale: on a checkerboard first where masks say so, then squeezed, over channels; then half of them go on, if there is room."""
         channels, height, width = shape
         parts: list[Bijection] = []
-        if height % 2 == width % 2 == 0:
+        masks, layers, normalised = self._masks, self._layers, self._normalise != "none"
+        even = height % 2 == width % 2 == 0
+        if masks == "checkerboard":
+            first = -(-layers // 2) if even else layers
+            parts += self._steps(Space.grid(*shape), masks, first, normalised)
+            masks, layers = "alternate", layers - first
+        if even:
             channels, height, width = 4 * channels, height // 2, width // 2
             parts.append(Squeeze())
-        for i in range(self._layers):
-            parts += [ActNorm(channels), Linear(channels), self._coupling(Space.grid(channels, height, width), i)]
+        parts += self._steps(Space.grid(channels, height, width), masks, layers, normalised)
         if height % 2 == width % 2 == 0 and min(height, width) > 4:
             rest = (channels - channels // 2, height, width)
             return [*parts, Rest((channels, height, width), Chain(self._image(rest)))]
         return [*parts, Flatten((channels, height, width))]
 
-    def _coupling(self, space: Space, turn: int) -> Coupling:
-        moves = _alternate(space.shape, turn)
-        return Coupling(moves, self._transform, net(space, "coupling", out=self._transform.size, moves=moves, **self._net))
+    def _steps(self, space: Space, masks: str, layers: int, normalised: bool) -> list[Bijection]:
+        """Layers, each with what stands before it."""
+        parts: list[Bijection] = []
+        for i in range(layers):
+            parts += [ActNorm(space.shape[0])] if normalised else []
+            parts += [*self._mixing(space.shape[0]), self._layer(space, masks, i)]
+        return parts
+
+    def _layer(self, space: Space, masks: str, turn: int) -> Bijection:
+        if self._structure == "coupling":
+            moves = mask(masks, space.shape, turn)
+            return Coupling(moves, self._transform, net(space, "coupling", out=self._transform.size, moves=moves, **self._net))
+        layer = Autoregressive(self._transform, net(space, "ordered", out=self._transform.size, **self._net))
+        return Inverse(layer) if self._structure == "inverse" else layer
 
 
-def _transform(name: str, bins: int) -> Elementwise:
-    known: dict[str, Elementwise] = {"spline": Spline(bins), "affine": Affine()}
-    if name not in known:
-        raise UsageError(f"Unknown transform '{name}'.", nearest(name, known))
-    return known[name]
-
-
-def _alternate(shape: tuple[int, ...], turn: int) -> Tensor:
-    """Which entries move: every other channel, or a checkerboard of a single one; the others at the next turn."""
-    if math.prod(shape) == 1:
-        return torch.ones(shape, dtype=torch.bool)
-    places = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
-    parity = places[0] if shape[0] > 1 else places.sum(0)
-    return parity % 2 != turn % 2
-
-
-def _gaussianise(space: Space) -> list[Bijection]:
-    """A layer for each kind of complete ordinal: those on the same grid go together."""
+def _ordinals(space: Space, levels_up_to: float) -> dict[tuple[int, float, float], list[int]]:
+    """Places of complete ordinals among the relaxed channels, by levels, beginning and end: those on the same grid go together."""
     alike: dict[tuple[int, float, float], list[int]] = {}
     for place, i in enumerate(space.numbers):
         s = space.supports[i]
-        if s.kind == "ordinal" and not s.missing and s.levels <= _LEVELS_UP_TO:
+        if s.kind == "ordinal" and not s.missing and s.levels <= levels_up_to:
             ends = (-s.center / s.scale, (s.levels - s.center) / s.scale)
             alike.setdefault((s.levels, *ends), []).append(place)
-    return [Gaussianise(space.relaxed.shape, channels, *grid) for grid, channels in alike.items()]
+    return alike
+
+
+_MARGINALS: dict[str, Callable[[Space], list[Bijection]]] = {
+    "histogram": lambda space: [
+        Gaussianise(space.relaxed.shape, places, *grid) for grid, places in _ordinals(space, _LEVELS_UP_TO).items()
+    ],
+    "logit": lambda space: [Logit(low, high, places) for (_, low, high), places in _ordinals(space, math.inf).items()],
+    "none": lambda space: [],
+}
