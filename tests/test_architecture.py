@@ -27,7 +27,7 @@ LAYERS = [
     ["enumeration"],
     ["laws"],
     ["checks", "worker", "launch", "board", "report"],
-    ["inputs", "verbs", "filling", "latents"],
+    ["inputs", "verbs", "filling", "latents", "health"],
     ["arguments", "printing", "cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -18,6 +18,7 @@ _HOMES = {
     "Space": "likely.space",
     "bits": "likely.logprob",
     "build": "likely.families",
+    "check": "likely.health",
     "check_model": "likely.checks",
     "compare": "likely.board",
     "data": "likely.verbs",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from likely.evaluation import evaluate as evaluate
     from likely.families import build as build
     from likely.filling import fill as fill
+    from likely.health import check as check
     from likely.latents import interpolate as interpolate
     from likely.logprob import LogProb as LogProb
     from likely.logprob import bits as bits

@@ -35,7 +35,7 @@ app = typer.Typer(
     "DATA is a built-in name (digits, wine, breast-cancer, moons, checkerboard, ...), a folder of images, a text, a CSV or Parquet "
     "table, or an .npz, .npy or .idx file.",
     epilog="Start with:  likely compare digits\n\nAn error is one line, and a hint; --debug shows where it arose. "
-    "Exit codes: 2 usage, 3 data, 4 a stored model, 5 training, 1 anything else, 130 interrupted.",
+    "Exit codes: 2 usage, 3 data, 4 a stored model, 5 training, 6 a check that found something broken, 1 anything else, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -278,13 +278,33 @@ def edit(
     printing.edited(done, out)
 
 
-@app.command()
-def show(folder: FolderArg) -> None:
-    """The card of a stored model, after its files were verified."""
+@app.command(epilog="Examples:\n\nlikely show my-flow\n\nlikely show my-flow --check --data new-rows.csv")
+def show(
+    folder: FolderArg,
+    check: Annotated[bool, typer.Option("--check", help="Measure on the trained weights what of the model can be trusted.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="What to check on; the model's own test split by default.", show_default=False)
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """The card of a stored model, after its files were verified; or, with --check, its health.
+
+    A check ends with exit code 6 if anything is broken, else with 0; what is doubtful or unknown is told.
+    """
     import likely
     from likely import printing
+    from likely.errors import UsageError
 
-    printing.markdown(likely.show(folder))
+    if not check:
+        if data is not None:
+            raise UsageError("--data is what a check is made on.", "Add --check.")
+        printing.markdown(likely.show(folder))
+        return
+    with printing.progress("checking") as tick:
+        report = likely.check(folder, data, seed=seed, progress=tick)
+    printing.health(report)
+    if not report.sound:
+        raise typer.Exit(6)
 
 
 @app.command()

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from likely.filling import Edited
+    from likely.health import Report
     from likely.space import Space
     from likely.train import Run
 
-__all__ = ["default_name", "described", "edited", "families", "fitted", "markdown", "progress", "sampled", "scored", "written"]
+__all__ = ["default_name", "described", "edited", "families", "fitted", "health", "markdown", "progress", "sampled", "scored", "written"]
 
 console = Console(highlight=False)
 _errors = Console(highlight=False, stderr=True)
@@ -143,6 +144,25 @@ def markdown(text: str) -> None:
     from rich.markdown import Markdown
 
     console.print(Markdown(text))
+
+
+_COLOURS = {"sound": "green", "doubtful": "yellow", "broken": "bold red", "unknown": "dim"}
+
+
+def health(report: "Report") -> None:
+    """All readings of a check as a table, then what they say, a line each."""
+    from rich.markup import escape
+
+    table = Table("what", "where", "measured", "", box=None, padding=(0, 2, 0, 0))
+    for _, group in groupby(report.readings, key=lambda reading: reading.what):
+        for first, r in enumerate(group):
+            colour = _COLOURS[r.verdict]
+            table.add_row("" if first else f"[bold]{r.what}[/]", escape(r.where), escape(r.measured), f"[{colour}]{r.verdict}[/]")
+    console.print(table)
+    console.print()
+    for verdict, line in report.lines:
+        console.print(f"[{_COLOURS[verdict]}]{verdict:>8}[/]  {escape(line)}", soft_wrap=True)
+    console.print(f"[dim]{report.model}, on {report.n} examples[/]")
 
 
 def families(records: list[dict[str, Any]], name: str | None) -> None:
