@@ -8,7 +8,7 @@ import torch
 
 from likely.errors import UsageError
 from likely.families.autoregressive import Autoregressive
-from likely.nets.causal import CausalNet
+from likely.nets.causal import CausalNet, attention
 from likely.nets.causal.attention import Place, Ring, SoftmaxAttention
 from likely.nets.causal.rnn import RecurrentNet
 from likely.nets.causal.transformer import CausalTransformer
@@ -83,6 +83,26 @@ def test_steps_equal_the_whole(layout, options):
     torch.testing.assert_close(stepped(net, x), whole(net, x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("options", [o for o in OPTIONS + OTHERS if o.get("attention") != "linear"], ids=ids)
+def test_steps_by_products_equal_those_that_are_compiled(options, monkeypatch):
+    """Other devices than a CPU, and many streams on several threads, step by torch's own products."""
+    net, x = transformer(TEXT, **options), torch.randint(5, (3, 12 if options.get("positions") != "learned" else 9))
+    with torch.no_grad():
+        compiled = stepped(net, x)
+        monkeypatch.setattr(attention, "_may_compile", lambda every: False)
+        monkeypatch.setattr(attention, "_compiled", None)
+        torch.testing.assert_close(stepped(net, x), compiled, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("streams", "threads", "compiled"), [(1, 8, True), (64, 8, False), (64, 1, True)])
+def test_many_streams_on_several_threads_are_left_to_torch(streams, threads, compiled, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    every = torch.zeros(streams, 3, 2)
+    with torch.no_grad():
+        assert attention._may_compile(every) is compiled
+    assert not attention._may_compile(every)  # with gradients
+
+
 @pytest.mark.parametrize("layout", SPACES)
 @pytest.mark.parametrize("options", OPTIONS, ids=ids)
 def test_sees_exactly_what_is_before(layout, options):
@@ -105,7 +125,7 @@ def test_texts_of_any_length(options):
     torch.testing.assert_close(stepped(net, x), net(x), rtol=1e-9, atol=1e-9)
     state = net.init_state(2)
     for cache in state.caches:
-        assert not isinstance(cache, Ring) or cache.known.shape[2] == options.get("window", 9)
+        assert not isinstance(cache, Ring) or cache.keys.shape[2] == options.get("window", 9)
 
 
 def test_learned_positions_end():

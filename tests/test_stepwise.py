@@ -222,16 +222,23 @@ def test_a_mixture_of_orderings_fills_by_their_evidence(unknown):
     made = disagreeing(SPACES["grid"])
     known = torch.ones(8, dtype=torch.bool)
     known[unknown] = False
-    x, known = made.sample(1), known.view(1, 2, 2, 2)
+    known = known.view(1, 2, 2, 2)
+
+    def off(x):
+        """How far the ordering that is nearer to the mixture is from it."""
+        states, p = conditional(made, x, known)
+        alone = [made._log_mass(states, None, ordering).softmax(0).detach() for ordering in range(2)]
+        return min((q - p / p.sum()).abs().sum().item() / 2 for q in alone)
+
+    x = max(made.sample(10).split(1), key=off)
+    assert off(x) > 0.1
     filled = made.fill(x, known, draws=1000, particles=32)
     assert not filled.exact
     assert "2 orderings" in filled.how
     assert (filled.effective > 1).all()
     states, p = conditional(made, x, known)
     share = torch.stack([(filled.x[:, 0] == s).flatten(1).all(1).double().mean() for s in states])
-    alone = [made._log_mass(states, None, ordering).softmax(0).detach() for ordering in range(2)]
     assert (share - p / p.sum()).abs().sum() / 2 < 0.08
-    assert all((q - p / p.sum()).abs().sum() / 2 > 0.1 for q in alone)
 
 
 def test_the_evidence_of_an_ordering_is_the_mass_of_what_is_known():

@@ -29,7 +29,7 @@ from torch import Tensor
 from likely.decoding import UNFILTERED, Filter, Stops
 from likely.errors import UsageError
 from likely.heads import Heads
-from likely.heads.base import gumbel_argmax
+from likely.heads.base import categorical_draw
 from likely.nets.causal import OrderFree
 from likely.space import MISSING, Space
 
@@ -140,7 +140,7 @@ class Conditionals:
         """Values [n] of one entry, as the space stores them."""
         if keep == UNFILTERED:
             return self.heads.sample_at(self.support(place), parameters)
-        return self.heads.value_at(self.support(place), gumbel_argmax(keep(self._logits(place, parameters))))
+        return self.heads.value_at(self.support(place), categorical_draw(keep(self._logits(place, parameters))))
 
     def log_mass_at(self, place: int, parameters: Tensor, x: Tensor, keep: Filter = UNFILTERED) -> Tensor:
         """log p of values x [n] of one entry, nats [n] float64."""

@@ -69,6 +69,7 @@ class Heads:
     def __init__(self, space: Space, *, components: int = 5, categorical_up_to: int = 64, bernoulli: bool = True) -> None:
         self.space = space
         self._how: Any = {"components": components, "categorical_up_to": categorical_up_to, "bernoulli": bernoulli}
+        self._at: dict[int, Head] = {}
         kinds: dict[tuple[str, int], list[int]] = {}
         for i in range(len(space.supports)):
             head = self.at(i)
@@ -80,7 +81,9 @@ class Heads:
 
     def at(self, entry: int) -> Head:
         """The head of one channel or column alone, for models that go entry by entry."""
-        return head_for(self.space.supports[entry], **self._how)
+        if entry not in self._at:
+            self._at[entry] = head_for(self.space.supports[entry], **self._how)
+        return self._at[entry]
 
     def sample_at(self, entry: int, params: Tensor) -> Tensor:
         """params [B, at least the entry's width] -> draws [B] of one channel or column, as the space stores them."""

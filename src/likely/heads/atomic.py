@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from likely.heads.base import at_least_float32, gumbel_argmax
+from likely.heads.base import at_least_float32, categorical_draw
 from likely.heads.mixtures import LogisticMixture
 from likely.space import Support, from_grid
 
@@ -38,7 +38,7 @@ class AtomicMixture(LogisticMixture):
         return torch.where(hit.any(-1), torch.logaddexp(smooth, own), smooth)
 
     def _drawn(self, params: Tensor) -> Tensor:
-        which = gumbel_argmax(self._log_pi(params))
+        which = categorical_draw(self._log_pi(params))
         grid = _table(self.supports, self.atoms, params.device)[0].nan_to_num()
         index = grid.expand(*which.shape, -1).gather(-1, (which - 1).clamp_min(0)[..., None])[..., 0].long()
         atom = torch.where(self._levels(index).isfinite(), index, from_grid(index))

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from likely.space import MISSING
 
-__all__ = ["Head", "at_least_float32", "constant", "gumbel_argmax", "missing"]
+__all__ = ["Head", "at_least_float32", "categorical_draw", "constant", "missing"]
+
+_BELOW_ONE = 1 - 2.0**-52  # times a number, less than it, however that is rounded
 
 
 @runtime_checkable
@@ -48,9 +50,15 @@ def missing(x: Tensor) -> Tensor:
     return torch.isnan(x) | (x == MISSING)
 
 
-def gumbel_argmax(logits: Tensor) -> Tensor:
-    """A draw from softmax(logits) over the last axis."""
-    return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+def categorical_draw(logits: Tensor) -> Tensor:
+    """A draw from softmax(logits) over the last axis: where a uniform number falls in the cumulative masses, in float64.
+
+    One number for each draw; a state of mass 0 is an empty interval, which nothing falls in.
+    """
+    masses = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+    total = masses.narrow(-1, -1, 1)  # 1, but for rounding
+    below = torch.empty_like(total).uniform_(to=_BELOW_ONE).mul_(total)
+    return torch.searchsorted(masses, below, right=True).squeeze(-1)
 
 
 def at_least_float32(v: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from likely.heads.base import at_least_float32, constant, gumbel_argmax, missing
+from likely.heads.base import at_least_float32, categorical_draw, constant, missing
 from likely.space import MISSING, Support
 
 __all__ = ["Categorical"]
@@ -33,7 +33,7 @@ class Categorical:
         return -F.cross_entropy(self._logits(params, x).flatten(0, -2), code.flatten(), reduction="none").view(x.shape)
 
     def sample(self, params: Tensor) -> Tensor:
-        code = gumbel_argmax(self._logits(params, params[..., 0]))
+        code = categorical_draw(self._logits(params, params[..., 0]))
         if not any(s.missing for s in self.supports):
             return code
         last = self._per_entry(tuple(s.levels if s.missing else -2 for s in self.supports), code)

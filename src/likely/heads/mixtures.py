@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from likely.errors import UsageError
-from likely.heads.base import at_least_float32, constant, gumbel_argmax, missing
+from likely.heads.base import at_least_float32, categorical_draw, constant, missing
 from likely.solve.intervals import log1mexp
 from likely.space import MISSING, Support, from_grid, to_grid
 
@@ -78,7 +78,7 @@ class _Mixture(ABC):
     def _component(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale of one component of each entry, drawn by its weight; in data units, float64."""
         logits, mean, log_s = self._mixture(params)
-        k = gumbel_argmax(logits)[..., None]
+        k = categorical_draw(logits)[..., None]
         center, scale = self._affine(params[..., 0])
         pick = [v.gather(-1, k)[..., 0].double() for v in (mean, log_s)]
         return center + scale * pick[0], scale * pick[1].exp()

@@ -18,9 +18,11 @@ References:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,9 @@ from likely.nets.positions import Positions
 
 __all__ = ["LinearAttention", "Place", "Places", "Ring", "SoftmaxAttention", "Sums"]
 
+Step = Callable[[Tensor, Tensor, "Place", Any], Tensor]
+
+_FEW = 16  # streams, for which one thread is enough
 _CHUNK = 64  # places that linear attention treats as one square
 
 
@@ -40,6 +45,11 @@ class Place:
     added: Tensor | None
     turns: Tensor | None
     mask: Tensor | None
+
+    @cached_property
+    def angles(self) -> np.ndarray:
+        """The turns of one place as (cos, sin), [head_width / 2, 2]; [0, 2] without."""
+        return np.empty((0, 2), np.float32) if self.turns is None else torch.view_as_real(self.turns[0]).numpy()
 
     @classmethod
     def whole(cls, positions: Positions, length: int, window: int, like: Tensor, ahead: int = 0) -> "Place":
@@ -70,18 +80,19 @@ class Places:
     def __init__(self, positions: Positions, window: int, like: Tensor, ahead: int = 0) -> None:
         self.positions, self.window, self.like, self.ahead, self.first = positions, window, like, ahead, -1
         self.end = math.inf if positions.longest is None else positions.longest + ahead
-        self.added: Tensor | None = None
-        self.turns: Tensor | None = None
+        self.run: list[Place] = []
 
     def __getitem__(self, place: int) -> Place:
         slot = place + self.ahead
         at = slot % self.RUN
         if slot - at != self.first:
             self.first = slot - at
-            run = torch.arange(self.first, min(self.first + self.RUN, self.end), device=self.like.device) - self.ahead
-            self.added, self.turns = self.positions.added(run.clamp_min(0), self.like.dtype), self.positions.turns(run, self.like.dtype)
-        added, turns = None if self.added is None else self.added[at], None if self.turns is None else self.turns[at]
-        return Place(added, turns, self._bias(slot) if self.positions.kind == "alibi" else None)
+            self.run = self._run(torch.arange(self.first, min(self.first + self.RUN, self.end), device=self.like.device) - self.ahead)
+        return self.run[at] if self.positions.kind != "alibi" else replace(self.run[at], mask=self._bias(slot))
+
+    def _run(self, places: Tensor) -> list[Place]:
+        added, turns = self.positions.added(places.clamp_min(0), self.like.dtype), self.positions.turns(places, self.like.dtype)
+        return [Place(None if added is None else added[i], None if turns is None else turns[i], None) for i in range(len(places))]
 
     def _bias(self, newest: int) -> Tensor | None:
         slot = torch.arange(min(newest + 1, self.window), device=self.like.device)
@@ -91,17 +102,22 @@ class Places:
 
 @dataclass
 class Ring:
-    """The last keys and values [n, 2 kv_heads, window, head_width], keys first; place t is in slot t mod window. Updated in place."""
+    """The last keys and values, [n, kv_heads, window, head_width] each; place t is in slot t mod window. Updated in place."""
 
-    known: Tensor
+    keys: Tensor
+    values: Tensor
     seen: int = 0
 
-    def push(self, newest: Tensor) -> tuple[Tensor, ...]:
-        """Take the newest keys and values [n, 2 kv_heads, head_width], give all keys and all values [n, kv_heads, known, head_width]."""
-        window = self.known.shape[2]
-        self.known.select(2, self.seen % window).copy_(newest)
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same memory as numpy's."""
+        return self.keys.detach().numpy(), self.values.detach().numpy()
+
+    def next_slot(self) -> tuple[int, int]:
+        """Where the newest key and value go, and how many are known with them."""
         self.seen += 1
-        return self.known.narrow(2, 0, min(self.seen, window)).chunk(2, 1)
+        window = self.keys.shape[2]
+        return (self.seen - 1) % window, min(self.seen, window)
 
 
 @dataclass
@@ -158,26 +174,58 @@ class SoftmaxAttention(_Grouped):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def init(self, n: int) -> Ring:
-        return Ring(self.out.weight.new_zeros(n, 2 * self.kv_heads, self.window, self.head_width))
+        size = n, self.kv_heads, self.window, self.head_width
+        return Ring(self.out.weight.new_empty(size), self.out.weight.new_empty(size))
 
-    def stepper(self) -> Callable[[Tensor, Place, Any], Tensor]:
-        """A function (h [n, width] of the next token, its place, the ring) -> the same shape.
+    def stepper(self) -> Step:
+        """A function (h [n, width] of the next token, its norm, its place, the ring) -> h with attention added.
 
         It has few operations and calls no module: of a single stream these cost more time than the arithmetic.
         """
-        into, out, d, heads, kv_heads = self.qkv.weight.mT, self.out.weight.mT, self.head_width, self.heads, self.kv_heads
+        d, heads, kv_heads = self.head_width, self.heads, self.kv_heads
+        q, rest = self.qkv.weight.split([heads * d, 2 * kv_heads * d])
+        into, out = torch.cat([q * d**-0.5, rest]).T.contiguous(), self.out.weight.mT
 
-        def step(h: Tensor, place: Place, cache: Ring) -> Tensor:
-            n = len(h)
-            every = torch.mm(h, into).view(n, -1, d)
-            if place.turns is not None:
-                torch.view_as_complex(every.narrow(1, 0, heads + kv_heads).view(n, -1, d // 2, 2)).mul_(place.turns)
-            k, v = cache.push(every.narrow(1, heads, 2 * kv_heads))
-            q = every.narrow(1, 0, heads).view(n, kv_heads, -1, d)  # heads that share keys are rows of one product
-            mask = None if place.mask is None else place.mask.view(kv_heads, q.shape[2], -1)
-            return torch.mm(F.scaled_dot_product_attention(q, k, v, mask).view(n, -1), out)
+        def step(h: Tensor, u: Tensor, place: Place, cache: Ring) -> Tensor:
+            every = torch.mm(u, into).view(len(h), heads + 2 * kv_heads, d)
+            mixed = _compiled(every, place, cache, heads) if _may_compile(every) else _by_products(every, place, cache, heads)
+            return torch.addmm(h, mixed.view(len(h), -1), out)
 
         return step
+
+
+def _may_compile(every: Tensor) -> bool:
+    """Whether compiled functions, which use one thread, serve this step: on a CPU, without gradients, and if torch would gain
+    little by more threads."""
+    plain = every.device.type == "cpu" and every.dtype in (torch.float32, torch.float64) and not torch.is_grad_enabled()
+    return plain and (len(every) <= _FEW or torch.get_num_threads() == 1)
+
+
+def _compiled(every: Tensor, place: Place, cache: Ring, heads: int) -> Tensor:
+    """Attention of one query per head, [n, heads, d]; every: queries, scaled, keys and values, [n, heads + 2 kv_heads, d]."""
+    from likely.solve import one_query
+
+    (slot, known), (n, _, d), (keys, values) = cache.next_slot(), every.shape, cache.arrays
+    scores, mixed = every.new_empty(n, heads, known), every.new_empty(n, heads, d)
+    one_query.scored(every.numpy(), place.angles, keys, values, slot, scores.numpy())
+    scores = scores if place.mask is None else scores.add_(place.mask)
+    one_query.mixed(scores.softmax(-1).numpy(), values, mixed.numpy())
+    return mixed
+
+
+def _by_products(every: Tensor, place: Place, cache: Ring, heads: int) -> Tensor:
+    """The same by torch's products, on any device."""
+    n, kv_heads, _, d = cache.keys.shape
+    slot, known = cache.next_slot()
+    if place.turns is not None:
+        torch.view_as_complex(every.narrow(1, 0, heads + kv_heads).view(n, -1, d // 2, 2)).mul_(place.turns)
+    q, k, v = every.split([heads, kv_heads, kv_heads], 1)
+    cache.keys.select(2, slot).copy_(k)
+    cache.values.select(2, slot).copy_(v)
+    keys, values = (ring.flatten(0, 1).narrow(1, 0, known) for ring in (cache.keys, cache.values))
+    scores = torch.bmm(q.reshape(n * kv_heads, -1, d), keys.mT)  # heads that share keys are rows of one product
+    scores = scores if place.mask is None else (scores.view(n, heads, -1) + place.mask).view_as(scores)
+    return torch.bmm(scores.softmax(-1), values)
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int) -> Tensor:
@@ -221,18 +269,17 @@ class LinearAttention(_Grouped):
         weight, d = self.out.weight, self.head_width
         return Sums(weight.new_zeros(n, self.kv_heads, d, d), weight.new_zeros(n, self.kv_heads, d))
 
-    def stepper(self) -> Callable[[Tensor, Place, Any], Tensor]:
+    def stepper(self) -> Step:
         """As of softmax attention."""
         return self._step
 
-    def _step(self, h: Tensor, place: Place, cache: Sums) -> Tensor:
-        """h [n, width] of the next token -> the same shape."""
-        features, turned, v = self._features(h, place)
+    def _step(self, h: Tensor, u: Tensor, place: Place, cache: Sums) -> Tensor:
+        features, turned, v = self._features(u, place)
         (q, k), (qt, kt) = (x.split([self.heads, self.kv_heads], 1) for x in (features, turned))
         cache.products += kt[..., None] * v[..., None, :]
         cache.keys += k
         q, qt = (x.unflatten(1, (self.kv_heads, -1)) for x in (q, qt))
-        return self.out((qt @ cache.products / (q @ cache.keys[..., None])).flatten(1))
+        return h + self.out((qt @ cache.products / (q @ cache.keys[..., None])).flatten(1))
 
     def _features(self, h: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
         """phi of queries and keys, the same turned, and values, [..., heads, head_width]; at least in float32."""

@@ -36,6 +36,11 @@ def _swiglu(u: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": _swiglu, "relu2": lambda u: u.relu().square(), "gelu": F.gelu}
 
 
+def _in_place(kind: str) -> Callable[[Tensor], Tensor]:
+    """The activation as a step takes it, which may use up its input: memory costs more than arithmetic there."""
+    return (lambda u: u.mul_(u.relu_())) if kind == "relu2" else ACTIVATIONS[kind]
+
+
 class FeedForward(nn.Module):
     """The map of each token by itself; swiglu's hidden width is 8/3 of the token's, the others' is 4 times it."""
 
@@ -82,6 +87,11 @@ class Norm(nn.Module):
             return lambda h: F.rms_norm(h, shape, weight)
         return lambda h: torch.layer_norm(h, shape, weight, bias)
 
+    def stepper(self) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """As `forward`, for many steps."""
+        plain = self.plain()
+        return self if self.film is not None else lambda h, _: plain(h)
+
 
 class Block(nn.Module):
     """Attention, attention to a memory where there is one, and a feed-forward map, each added to its normed input."""
@@ -119,12 +129,12 @@ class Block(nn.Module):
         """A function (h [n, width] of the next token, its place, context, cache) -> the same shape, see `SoftmaxAttention.stepper`."""
         attend = self.attention.stepper()
         if self.cross is not None or self.norm_1.film is not None:
-            return lambda h, place, context, cache: self._after(h + attend(self.norm_1(h, context.film), place, cache), context, index)
-        norm_1, norm_2, activation = self.norm_1.plain(), self.norm_2.plain(), ACTIVATIONS[self.ffn.kind]
-        up, down = self.ffn.up.weight.mT, self.ffn.down.weight.mT
+            return lambda h, place, context, cache: self._after(attend(h, self.norm_1(h, context.film), place, cache), context, index)
+        norm_1, norm_2, activation = self.norm_1.plain(), self.norm_2.plain(), _in_place(self.ffn.kind)
+        up, down = self.ffn.up.weight.T.contiguous(), self.ffn.down.weight.mT
 
         def step(h: Tensor, place: Place, context: Context, cache: Ring | Sums) -> Tensor:
-            h = h + attend(norm_1(h), place, cache)
+            h = attend(h, norm_1(h), place, cache)
             return torch.addmm(h, activation(torch.mm(norm_2(h), up)), down)
 
         return step

@@ -5,6 +5,7 @@ References:
 """
 
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -292,4 +293,9 @@ class Outputs(nn.Module):
 
     def one(self, h: Tensor, kind: int) -> Tensor:
         """h [n, width] of entries of one kind -> [n, out]."""
-        return torch.addmm(self.bias[kind], h, self.weight[kind])
+        return self.stepper()(h, kind)
+
+    def stepper(self) -> Callable[[Tensor, int], Tensor]:
+        """The same as a function, for many steps."""
+        weights, biases = self.weight.unbind(), self.bias.unbind()
+        return lambda h, kind: torch.addmm(biases[kind], h, weights[kind])

@@ -57,7 +57,7 @@ _WAYS = ("start", "film", "cross", "prefix")
 class TransformerState:
     """What each block's attention keeps, and the last symbols [n, longest n-gram], latest first; updated in place by `step`.
 
-    The blocks' functions and the places hold nothing of the examples.
+    The blocks' functions, the places and the last norm and outputs hold nothing of the examples.
     """
 
     context: Context
@@ -65,6 +65,8 @@ class TransformerState:
     history: Tensor | None
     blocks: list[Callable[[Tensor, Place, Context, Ring | Sums], Tensor]]
     places: Places
+    norm: Callable[[Tensor, Tensor | None], Tensor]
+    last: Callable[[Tensor, int], Tensor]
     entry: int = 0
 
 
@@ -190,7 +192,7 @@ class CausalTransformer(CausalNet):
             h = context.ahead[:, i]
             for block, cache in zip(blocks, caches, strict=True):
                 h = block(h, places[i - self.ahead], context, cache)
-        return TransformerState(replace(context, ahead=None), caches, history, blocks, places)
+        return TransformerState(replace(context, ahead=None), caches, history, blocks, places, self.norm.stepper(), self.last.stepper())
 
     def step(self, state: TransformerState, x_i: Tensor | None) -> tuple[TransformerState, Tensor]:
         self._check_end(state.entry + 1)
@@ -200,7 +202,7 @@ class CausalTransformer(CausalNet):
         for block, cache in zip(state.blocks, state.caches, strict=True):
             h = block(h, place, state.context, cache)
         state.entry += 1
-        return state, self.last.one(self.norm(h, state.context.film), (state.entry - 1) % kinds)
+        return state, state.last(state.norm(h, state.context.film), (state.entry - 1) % kinds)
 
 
 def _way(given: Space | None, way: str | None) -> str | None:
