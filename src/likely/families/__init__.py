@@ -88,6 +88,7 @@ FAMILIES: dict[str, Family] = {
     "histogram": Family("likely.families.histogram:Histogram"),
     "gmm": Family("likely.families.gmm:GaussianMixture"),
     "kde": Family("likely.families.kde:KernelDensity"),
+    "knn": Family("likely.families.knn:NearestNeighbours"),
     "pca": Family("likely.families.pca:ProbabilisticPCA"),
     "ngram": Family("likely.families.ngram:NGram"),
     "autoregressive": Family("likely.families.autoregressive:Autoregressive"),

@@ -1,190 +1,142 @@
-r"""Gaussian mixtures, fitted by scikit-learn's EM; the masses are ours.
+r"""Gaussian mixtures, fitted by EM; the masses are ours.
 
     p(x) = sum_c w_c p(x | c),      p(x | y) = sum_c w_{yc} p(x | c)
 
-diag: a component is a product over entries, integrated over the cell of each number, exactly
-    (`solve.products`); a nominal has a table per component. After EM, with responsibilities r,
+A component is a normal over the numbers, times a table for each nominal and a Bernoulli for each number that may
+be missing (`solve.mixtures`). Its covariance is
 
-        mu = sum r u / n_c,    s^2 = (sum r (u - mu)^2 + k s_0^2) / (n_c + k) + s_min^2,    n_c = sum r
+    diag       integrated over the cell of each number: an exact mass
+    full, tied any, or one for all components: exact on reals; of numbers on a grid a lower bound, by K places in their cells
+    low-rank   W W' + s^2 I: exact on reals; on a grid a lower bound, by K draws of the factors, given which cells are integrated
 
-    variances and tables shrink to those of all data by k pseudo-examples, so a component of few
-    examples is not a spike.
-full, tied: a component is a normal on the relaxed scale with any covariance; of discrete data a
-    lower bound, by dequantization in K draws.
+EM is scikit-learn's where nothing is missing and examples count alike, else ours (`solve.em`), which marginalises what
+is missing. Then variances and tables shrink to those of all data by k pseudo-examples,
 
-Covariance, number of components and k are chosen on the validation split. Given a label, each
-label has components of its own; its weights shrink to those of all data by a few pseudo-examples,
-so rare labels lean on the rest.
+    s^2 = (sum r (u - mu)^2 + k s_0^2) / (n_c + k) + s_min^2,      n_c = sum r
+
+so a component of few examples is not a spike. Covariance, number of components, rank and k are chosen on the
+validation split. Given a label, each label has components of its own; its weights shrink to those of all data by a
+few pseudo-examples, so rare labels lean on the rest.
 
 References:
     | Maximum likelihood from incomplete data via the EM algorithm (Dempster et al., 1977) | https://www.jstor.org/stable/2984875
     | Bayesian regularization for normal mixture estimation and model-based clustering (Fraley and Raftery, 2007) | https://doi.org/10.1007/s00357-007-0004-5
+    | Mixtures of probabilistic principal component analysers (Tipping and Bishop, 1999) | https://doi.org/10.1162/089976699300016728
 """
 
-import math
-import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from likely.errors import UsageError, nearest
-from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Likelihood, Model
-from likely.noise import Noise
-from likely.solve.intervals import normal_log_density
-from likely.solve.labels import component_weights, label_count, label_of, labelled, shrink
-from likely.solve.products import Observed, ProductMixture
+from likely.model import Batches
+from likely.solve import em
+from likely.solve.factors import Factors
+from likely.solve.labels import labelled
+from likely.solve.mixtures import Components, MixtureModel
+from likely.solve.normals import Normals
+from likely.solve.numbers import Diagonal
+from likely.solve.observed import Observed
 from likely.space import Space
 
 __all__ = ["GaussianMixture"]
 
-_KINDS = ("diag", "full", "tied")
-_SHRINK = (0.01, 0.1, 1.0, 3.0, 10.0)  # k, tried on the validation split
-_RIDGE = 1e-5  # added to variances on the relaxed scale
+_KINDS = ("diag", "full", "tied", "low-rank")
+_SHRINK = (0.01, 0.1, 1.0, 10.0)  # k, tried on the validation split
 _TRACE = 1e-3  # examples by which a component's mean shrinks, so that one without data has a mean
-_WORK = 2**31  # multiply-adds of one step of EM that are worth waiting for
+_WORK = 2**30  # multiply-adds of one step of EM that are worth waiting for
 _JUDGES = 1024  # validation examples that choose
-_DRAWS = 4  # dequantizations of a validation example when covariances are compared
+_RANKS = (1, 4, 16, 32)
 
 
-class Dense(nn.Module):
-    """Normals with any covariance: means [C, F], and roots R [C, F, F] with R R' the precision."""
-
-    log_weight: Tensor
-    mean: Tensor
-    root: Tensor
-
-    def __init__(self, labels: int, dims: int) -> None:
-        super().__init__()
-        self.register_buffer("log_weight", torch.zeros(labels, 0, dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(0, dims, dtype=torch.float64))
-        self.register_buffer("root", torch.zeros(0, dims, dims, dtype=torch.float64))
-
-    def log_density(self, u: Tensor, label: Tensor) -> Tensor:
-        """u [B, F] -> log p(u | label), nats [B], float64."""
-        terms = [self._component(u.double(), c) for c in range(len(self.mean))]
-        return (torch.stack(terms, 1) + self.log_weight[label]).logsumexp(1)
-
-    def _component(self, u: Tensor, c: int) -> Tensor:
-        z = (u - self.mean[c]) @ self.root[c]
-        return normal_log_density(z).sum(1) + self.root[c].diagonal().log().sum()
-
-    def sample(self, label: Tensor) -> Tensor:
-        """u [B, F] for each label: mean + R^-T noise."""
-        c = torch.multinomial(self.log_weight.exp()[label], 1)[:, 0]
-        u = torch.empty(len(c), self.mean.shape[1], dtype=torch.float64)
-        for k in c.unique().tolist():
-            noise = torch.randn(int((c == k).sum()), u.shape[1], dtype=torch.float64)
-            u[c == k] = self.mean[k] + torch.linalg.solve_triangular(self.root[k].T, noise.T, upper=False).T
-        return u
-
-
-class GaussianMixture(Model, Likelihood, ClosedForm):
-    """Gaussian mixture: exact with diagonal covariances, a lower bound on discrete data with others.
+class GaussianMixture(MixtureModel):
+    """Gaussian mixture: exact on reals and with diagonal covariances, else a lower bound.
 
     Args:
-        covariance: "diag", "full", "tied", or "auto": what is best on the validation split.
+        covariance: "diag", "full", "tied", "low-rank", or "auto": what is best on the validation split.
         components: the most components that are tried.
+        rank: the highest rank of a low-rank covariance that is tried.
     """
 
     summary = "mixture of Gaussians, fitted by EM"
+    words: ClassVar[dict[str, tuple[str, ...]]] = {"covariance": ("auto", *_KINDS)}
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"components": 8, "rows": 1024},
-        "small": {"components": 128, "rows": 8192},
-        "base": {"components": 512, "rows": 65536},
+        "tiny": {"components": 8, "rank": 2, "rows": 1024},
+        "small": {"components": 128, "rank": 16, "rows": 8192},
+        "base": {"components": 512, "rank": 32, "rows": 65536},
     }
 
     def __init__(
-        self, space: Space, *, given: Space | None = None, size: str = "small", covariance: str = "auto", components: int | None = None
+        self,
+        space: Space,
+        *,
+        given: Space | None = None,
+        size: str = "small",
+        covariance: str = "auto",
+        components: int | None = None,
+        rank: int | None = None,
     ) -> None:
-        super().__init__(space, given=given, size=size)
+        super().__init__(space, Diagonal, Normals, Factors, given=given, size=size)
         if covariance not in (*_KINDS, "auto"):
             raise UsageError(f"Unknown covariance '{covariance}'.", nearest(covariance, (*_KINDS, "auto")))
-        self.most = self.options(size, components=components)
+        self.most = self.options(size, components=components, rank=rank)
         self.kinds = _KINDS if covariance == "auto" else (covariance,)
-        self.labels = label_count(given)
-        self.products, self.dense = ProductMixture(space, self.labels), Dense(self.labels, space.relaxed.dims)
 
     @property
     def bound_draws(self) -> int:  # type: ignore[override]
         """One where the mass is exact."""
-        return 64 if len(self.dense.mean) and self.space.discrete else 1
-
-    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
-        """-log p(x | given), nats [batch]; of one dequantization where the covariance is not diagonal."""
-        return -self._log_prob(x, given, Noise(x)).nats
-
-    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
-        return self._given_label(x, label_of(self.given_space, given, len(x)), noise)
-
-    def _given_label(self, x: Tensor, label: Tensor, noise: Noise) -> LogProb:
-        if not len(self.dense.mean):
-            return LogProb(self.products.log_prob(x, label), "exact", how="interval masses" if self.space.discrete else "")
-        lifted = self.space.relax(x, noise=noise)
-        return lifted.log_prob(self.dense.log_density(lifted.value.flatten(1), label.repeat(lifted.draws)))
-
-    @torch.no_grad()
-    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
-        """Draw n examples, [n, *shape]."""
-        label = label_of(self.given_space, given, n)
-        if not len(self.dense.mean):
-            return self.products.sample(label)
-        return self.space.snap(self.dense.sample(label).view(n, *self.space.relaxed.shape))
+        return 1 if self.mixture.numbers.exact else 64
 
     @torch.no_grad()
     def solve(self, train: Batches, valid: Batches) -> None:
         """EM for each covariance and number of components; what codes the validation split best is kept."""
         x, label = labelled(train, self.given_space, self.most["rows"])
-        held_out, y = labelled(valid, self.given_space, _JUDGES)
-        best, kept = -math.inf, {}
-        for candidate in self._candidates(x, label):
-            self._take(candidate)
-            score = self._given_label(held_out, y, Noise(held_out, _DRAWS)).nats.mean().item()
-            if score > best:
-                best, kept = score, candidate
-        self._take(kept)
-
-    def _take(self, buffers: dict[str, Tensor]) -> None:
-        """Become what a candidate's buffers say; the other kind of component is emptied."""
-        is_dense = "root" in buffers
-        for name, value in buffers.items():
-            setattr(self.dense if is_dense else self.products, name, value)
-        if not is_dense:
-            self.dense.mean, self.dense.root = self.dense.mean[:0], self.dense.root[:0]
-
-    def _candidates(self, x: Tensor, label: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Buffers of fitted mixtures: of `products` where diagonal, of `dense` else."""
-        for kind in self.kinds:
-            yield from self._diagonal(x, label) if kind == "diag" else self._with_covariances(x, label, kind)
-
-    def _diagonal(self, x: Tensor, label: Tensor) -> Iterator[dict[str, Tensor]]:
         seen = Observed.of(self.space, x)
-        features = seen.features()
-        for count in _ladder(max(1, min(self.most["components"], len(x) // 8))):
-            owner, share = _responsibilities(features, label, count)
-            log_weight = component_weights(share.sum(0), owner, self.labels)
-            for k in _SHRINK:
-                yield {"log_weight": log_weight, **_smoothed(seen, share, self.products.states, k)}
+        self.choose(self._ladders(seen, label), seen, valid, _JUDGES)
 
-    def _with_covariances(self, x: Tensor, label: Tensor, kind: str) -> Iterator[dict[str, Tensor]]:
-        u = self.space.relax(x).value.flatten(1).double()
-        most = min(self.most["components"], len(u) // u.shape[1], _WORK // (len(u) * u.shape[1] ** 2))
-        for count in _ladder(max(most, len(self.kinds) == 1)):
-            parts = [(_em(u[rows], c, kind), rows, y) for y, rows, c in _per_label(label, count)]
-            mass = [torch.from_numpy(em.weights_) * len(rows) for em, rows, _ in parts]
-            owner = torch.cat([torch.full((len(m),), y) for m, (_, _, y) in zip(mass, parts, strict=True)])
-            yield {
-                "log_weight": component_weights(torch.cat(mass), owner, self.labels),
-                "mean": torch.cat([torch.from_numpy(em.means_) for em, _, _ in parts]),
-                "root": torch.cat([torch.from_numpy(em.precisions_cholesky_).expand(len(em.means_), -1, -1) for em, _, _ in parts]),
-            }
+    def _ladders(self, seen: Observed, label: Tensor) -> Iterator[Iterator[Iterator[Components]]]:
+        """More and more components of each covariance (and rank); a rung is one fit under each k."""
+        n, size = seen.number.shape
+        for kind in self.kinds:
+            if kind == "diag":
+                yield (self._diagonal(seen, label, count) for count in self._counts(max(1, n // 8)))
+            elif size < 2 and len(self.kinds) > 1:
+                continue  # one number has only a variance
+            elif kind == "low-rank":
+                for rank in [q for q in _RANKS if q <= self.most["rank"] and q < max(2, size)]:
+                    yield (self._low_rank(seen, label, count, rank) for count in self._counts(self._worth(seen, 4 * (rank + 1))))
+            else:
+                yield (self._dense(seen, label, count, kind) for count in self._counts(self._worth(seen, size)))
 
+    def _counts(self, most: int) -> list[int]:
+        """1, 2, 4, ... up to so many components; of a covariance that was asked for, one at least."""
+        return [2**i for i in range(max(len(self.kinds) == 1, min(most, self.most["components"])).bit_length())]
 
-def _ladder(most: int) -> list[int]:
-    """1, 2, 4, ... up to `most`."""
-    return [2**i for i in range(max(0, most).bit_length())]
+    def _worth(self, seen: Observed, each: int) -> int:
+        """The most components, of so many examples each, that are worth waiting for."""
+        n, size = seen.number.shape
+        return min(n // max(1, each), _WORK // (n * max(1, size) ** 2))
+
+    def _diagonal(self, seen: Observed, label: Tensor, count: int) -> Iterator[Components]:
+        parts = [(em.shares(seen.rows(rows), c), rows, y) for y, rows, c in _per_label(label, count)]
+        share, owner = _joined(parts, len(label))
+        for k in _SHRINK:
+            yield Components(_smoothed(seen, share, k), share.sum(0), owner, *seen.shrunk(share, k))
+
+    def _dense(self, seen: Observed, label: Tensor, count: int, kind: str) -> Iterator[Components]:
+        found, owner = _mixture(seen, label, count, kind)
+        for k in _SHRINK[1:]:
+            root = torch.linalg.cholesky(_shrunk(seen, found, k))
+            yield Components({"mean": found.mean, "root": root}, found.mass, owner, *seen.shrunk(found.share, k), kind=1)
+
+    def _low_rank(self, seen: Observed, label: Tensor, count: int, rank: int) -> Iterator[Components]:
+        found, owner = _mixture(seen, label, count, "low-rank", rank)
+        for k in _SHRINK[1:]:
+            axes, variance = em.low_rank(_shrunk(seen, found, k), rank)
+            buffers = {"mean": found.mean, "axes": axes, "variance": variance}
+            yield Components(buffers, found.mass, owner, *seen.shrunk(found.share, k), kind=2)
 
 
 def _per_label(label: Tensor, count: int) -> Iterator[tuple[int, Tensor, int]]:
@@ -195,39 +147,30 @@ def _per_label(label: Tensor, count: int) -> Iterator[tuple[int, Tensor, int]]:
             yield y, rows, min(len(rows) // 2, max(1, round(count * len(rows) / len(label))))
 
 
-def _em(u: Tensor, components: int, covariance: str) -> Any:
-    """scikit-learn's mixture fitted to u [n, F]; stopping at the limit of iterations is no fault here: validation judges."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture as EM
-    from threadpoolctl import threadpool_limits
-
-    seed = int(torch.randint(2**31, ()))
-    with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return EM(components, covariance_type=covariance, reg_covar=_RIDGE, max_iter=50, tol=1e-2, random_state=seed).fit(u.numpy())
+def _joined(parts: list[tuple[Tensor, Tensor, int]], n: int) -> tuple[Tensor, Tensor]:
+    """Shares within rows of each label -> shares of all examples [n, C], and whose each component is [C]."""
+    blocks = [torch.zeros(n, share.shape[1], dtype=torch.float64).index_copy(0, rows, share) for share, rows, _ in parts]
+    return torch.cat(blocks, 1), torch.tensor([y for share, _, y in parts for _ in range(share.shape[1])])
 
 
-def _responsibilities(features: Tensor, label: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """EM within each label -> whose each component is [C], and r [n, C], zero for others' examples."""
-    owner, blocks = [], []
-    for y, rows, c in _per_label(label, count):
-        block = torch.zeros(len(label), c, dtype=torch.float64)
-        block[rows] = torch.from_numpy(_em(features[rows], c, "diag").predict_proba(features[rows].numpy()))
-        owner += [y] * c
-        blocks.append(block)
-    return torch.tensor(owner), torch.cat(blocks, 1)
+def _mixture(seen: Observed, label: Tensor, count: int, kind: str, rank: int = 0) -> tuple[em.Moments, Tensor]:
+    """EM within each label -> all components, and whose each is."""
+    parts = [(em.normals(seen.rows(rows), c, kind, rank), rows, y) for y, rows, c in _per_label(label, count)]
+    share, owner = _joined([(found.share, rows, y) for found, rows, y in parts], len(label))
+    mass, mean, covariance = (torch.cat([getattr(found, name) for found, _, _ in parts]) for name in ("mass", "mean", "covariance"))
+    return em.Moments(share, mass, mean, covariance), owner
 
 
-def _smoothed(seen: Observed, r: Tensor, states: list[int], k: float) -> dict[str, Tensor]:
-    """Moments and tables of each component from responsibilities r [n, C], shrunk to those of all data by k examples."""
+def _smoothed(seen: Observed, r: Tensor, k: float) -> dict[str, Tensor]:
+    """Moments of each component from shares r [n, C], the variance shrunk to that of all data by k examples."""
     mean_0, variance_0 = seen.moments()
     n = (r.T @ seen.there).clamp_min(1e-9)
     mean = (r.T @ seen.value + _TRACE * mean_0) / (n + _TRACE)
     spread = (r.T @ seen.value.square() - 2 * mean * (r.T @ seen.value) + mean.square() * n).clamp_min(0.0)
-    tables = torch.stack([shrink(r.T @ seen.state[:, j], q, k) for j, q in enumerate(seen.tables(states))], 1) if states else seen.state[:1]
-    return {
-        "mean": mean,
-        "sd": ((spread + k * variance_0) / (n + k) + seen.floor.square()).sqrt(),
-        "absent": (r.T @ seen.lost + k * seen.absent()) / (r.sum(0)[:, None] + k),
-        "tables": tables,
-    }
+    return {"mean": mean, "sd": ((spread + k * variance_0) / (n + k) + seen.floor.square()).sqrt()}
+
+
+def _shrunk(seen: Observed, found: em.Moments, k: float) -> Tensor:
+    """Covariances [C, N, N], shrunk to the variances of all data by k examples."""
+    mass = found.mass[:, None, None]
+    return (mass * found.covariance + k * seen.moments()[1].diag()) / (mass + k) + seen.floor.square().diag()

@@ -1,4 +1,4 @@
-r"""Log-probability of an interval under a normal or a logistic, accurate in the tails and for narrow intervals.
+r"""Log-probability of an interval under a normal, a logistic or a heavy-tailed Student's t, accurate in the tails and for narrow intervals.
 
 Normal, with the interval reflected into the lower half so that nothing near 1 is subtracted:
 
@@ -12,6 +12,10 @@ Logistic, an identity without cancellation:
 
     log(sigma(b) - sigma(a)) = log sigma(b) + log sigma(-a) + log(1 - exp(-(b - a)))
 
+Student's t with two degrees of freedom, whose tails fall as |x|^-3, with A = sqrt(2 + a^2), B = sqrt(2 + b^2):
+
+    F(b) - F(a) = (b - a) (b + a) / (A B (b A + a B))            (both on one side of 0: nothing is subtracted)
+
 Edges may be infinite. Where neighbouring intervals share an edge, the masses telescope to 1.
 """
 
@@ -21,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-__all__ = ["log1mexp", "logistic_interval", "normal_interval", "normal_log_density"]
+__all__ = ["log1mexp", "logistic_interval", "normal_interval", "normal_log_density", "student_interval", "student_log_density"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _NARROW = 1e-3
@@ -65,3 +69,27 @@ def logistic_interval(lower: Tensor, upper: Tensor, mean: Tensor, log_scale: Ten
     width = torch.where(open_below | open_above, 1.0, (upper - lower)) * torch.exp(-log_scale)
     inside = torch.where(open_below | open_above, 0.0, log1mexp(width))
     return torch.where(open_above, 0.0, logsigmoid(b)) + torch.where(open_below, 0.0, logsigmoid(-a)) + inside
+
+
+def student_log_density(u: Tensor) -> Tensor:
+    """log t(u; 2 degrees of freedom) = -1.5 log(2 + u^2)."""
+    return -1.5 * torch.log(2 + u.square())
+
+
+def student_interval(lower: Tensor, upper: Tensor) -> Tensor:
+    """log P(lower < u < upper) for u of Student's t with two degrees of freedom, elementwise, in float64."""
+    lower, upper = torch.broadcast_tensors(lower.double(), upper.double())
+    flip = lower + upper < 0
+    a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)  # now b >= |a|
+    apart, endless = a < 0, torch.isposinf(b)
+    low, high = a.masked_fill(apart, 0.0), b.masked_fill(endless, 1.0)
+    below, above = torch.sqrt(2 + low.square()), torch.sqrt(2 + high.square())
+    one_side = torch.where(
+        endless, 1 / (below * (below + low)), (high - low) * (high + low) / (below * above * (high * below + low * above))
+    )
+    return torch.where(apart, (_student_half(b) + _student_half(-a)), one_side).log()
+
+
+def _student_half(u: Tensor) -> Tensor:
+    """P(0 < t < u) for u >= 0, which may be infinite."""
+    return 0.5 / torch.sqrt(1 + 2 / u.square())
