@@ -18,7 +18,7 @@ LAYERS = [
     ["dataset"],
     ["model", "distribution"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
-    ["stepwise", "dynamic"],
+    ["stepwise", "dynamic", "completion"],
     ["ancestral", "invertible"],
     ["families"],
     ["store", "sources"],

@@ -7,20 +7,24 @@ u is the example lifted to reals (`Space.relax`), z = f(u) is noise. A family bu
 
 import math
 from abc import ABC
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from likely.bijections import Bijection
+from likely.completion import REFERENCE, complete
+from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
+from likely.model import Fillable, Filled, Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
 from likely.noise import Noise
 from likely.space import Relaxed, Space
 
 __all__ = ["Drawn", "Invertible"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_PARTICLES = 32
 _CHUNK = 2**16  # entries that pass the map at once, so that memory stays bounded
 
 
@@ -31,7 +35,7 @@ class Drawn(NamedTuple):
     log_prob: LogProb
 
 
-class Invertible(Model, Likelihood, Latent, Reparameterised, Starts, ABC):
+class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, ABC):
     """Carries data to standard normal noise by `map`, from the relaxed space's shape to [B, dims], and back."""
 
     map: Bijection
@@ -45,9 +49,7 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Starts, ABC):
 
     def _to_noise(self, u: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """z and log |det dz/du|, in chunks."""
-        rows = max(1, _CHUNK // self.space.relaxed.dims)
-        givens = [None] * (-(-len(u) // rows)) if given is None else given.split(rows)
-        z, log_det = zip(*(self.map(chunk, g) for chunk, g in zip(u.split(rows), givens, strict=True)), strict=True)
+        z, log_det = zip(*(self.map(part, g) for part, g in _chunks(u, given)), strict=True)
         return torch.cat(z), torch.cat(log_det)
 
     def log_density(self, u: Tensor, given: Tensor | None) -> Tensor:
@@ -84,6 +86,20 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Starts, ABC):
         """u and log |det du/dz|."""
         return self.map.inverse(z, given)
 
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1, *, particles: int = _PARTICLES) -> Filled:
+        """See `Fillable.fill`: by the joint density, for any mask.
+
+        Args:
+            particles: for each draw, tempered from a normal to the density of what is unknown; more are nearer to it.
+        """
+        if particles < 2:
+            raise UsageError(f"Of {particles} particles none can be preferred to another.", "Ask for many.")
+        with evaluating(self), torch.no_grad():
+            z = torch.randn(REFERENCE, self.latent.dims, device=x.device)
+            rows = None if given is None else given[torch.arange(len(z)) % len(given)]
+            own = torch.cat([self._from_noise(part, g)[0] for part, g in _chunks(z, rows)])
+            return complete(self.space, self.log_density, own, x, known, given, draws, particles)
+
     def rsample(self, n: int, given: Tensor | None = None) -> Tensor:
         z = torch.randn(n, self.latent.dims, device=next(self.parameters()).device)
         return self.space.snap(self._from_noise(z, expand_given(given, n))[0])
@@ -114,6 +130,13 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Starts, ABC):
                 return Drawn(x, self.log_prob(x, given, draws=self.bound_draws))
         scale = self.space.relax(x[:1]).nats  # of the standardisation, alike for all
         return Drawn(x, LogProb(torch.cat(nats) + scale, "exact"))
+
+
+def _chunks(v: Tensor, given: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows of v, and theirs of `given`, as many at once as memory is meant for."""
+    rows = max(1, _CHUNK // max(1, math.prod(v.shape[1:])))
+    for first in range(0, len(v), rows):
+        yield v[first : first + rows], None if given is None else given[first : first + rows]
 
 
 def _log_normal(z: Tensor) -> Tensor:
