@@ -7,8 +7,12 @@ from likely import families
 from likely.checks import Room, check_model, tiny_data
 
 DATA = tiny_data()
-CASES = [(name, data) for name in families.FAMILIES for data in DATA if DATA[data].space.layout in families.family_class(name).layouts]
-USUAL = [case for case in CASES if families.FAMILIES[case[0]].featured or case[1] in ("grid-given", "points")]  # all of them with room
+CASES = [(name, data) for name in families.FAMILIES for data in DATA if families.family_class(name).serves(DATA[data].space)]
+USUAL = [
+    (name, data)  # all of them with room
+    for name, data in CASES
+    if families.FAMILIES[name].featured or data in ("grid-given", "points") or (data == "columns" and not families.FAMILIES[name].preset)
+]
 FEW, MANY = Room(), Room(steps=1000, draws=2000, samples=20_000)
 
 

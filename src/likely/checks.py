@@ -37,14 +37,14 @@ def check_model(name: str, data: Data | None = None, *, room: Room | None = None
     """Fit a registered family, in size "tiny", and hold it to every law that applies.
 
     Args:
-        data: any `Data`; every tiny data set of the family's layouts by default.
+        data: any `Data`; every tiny data set that the family models by default.
         options: of the family.
 
     Raises: LawBroken at the first law that does not hold.
     """
     room = room or Room()
     if data is None:
-        every = [d for d in tiny_data().values() if d.space.layout in family_class(name).layouts]
+        every = [d for d in tiny_data().values() if family_class(name).serves(d.space)]
         return [finding for d in every for finding in check_model(name, d, room=room, **options)]
     model = _fitted(name, data, room, options)
     trial = Trial(model, data, room)

@@ -78,6 +78,7 @@ class Model(nn.Module, ABC):
     Class data:
         summary: one line for `likely models`.
         layouts: the layouts of data that the family models.
+        finite_only: whether only entries of finitely many levels.
         turns: names of the submodules that train in turn at each step; ("",) is the whole model.
         recipe: how it trains (an instance may override it, by its space); sizes: options of "tiny", "small" and "base".
         rank_buffers: names of buffers that differ by rank (replay buffers, persistent chains).
@@ -87,6 +88,7 @@ class Model(nn.Module, ABC):
 
     summary: ClassVar[str]
     layouts: ClassVar[frozenset[str]] = frozenset({"grid", "columns"})
+    finite_only: ClassVar[bool] = False
     turns: ClassVar[tuple[str, ...]] = ("",)
     recipe: Recipe = Recipe()
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "small": {}, "base": {}}
@@ -98,10 +100,17 @@ class Model(nn.Module, ABC):
         super().__init__()
         if space.layout not in self.layouts:
             raise UsageError(f"{type(self).__name__} does not model {space.layout} data, only {', '.join(sorted(self.layouts))}.")
+        if not self.serves(space):
+            raise UsageError(f"{type(self).__name__} models entries of finitely many levels, not a {space}.", "`flow` models any numbers.")
         if size not in self.sizes:
             raise UsageError(f"Unknown size '{size}'.", f"Known: {', '.join(self.sizes)}.")
         self.space, self.given_space, self.size = space, given, size
         self.config: dict[str, Any] = {}  # how the registry built it: model, size, options
+
+    @classmethod
+    def serves(cls, space: Space) -> bool:
+        """Whether the family models data of this kind."""
+        return space.layout in cls.layouts and not (cls.finite_only and any(s.states is None for s in space.supports))
 
     @classmethod
     def options(cls, size: str, **chosen: Any) -> dict[str, Any]:

@@ -95,6 +95,7 @@ FAMILIES: dict[str, Family] = {
     "mixture": Family("likely.families.mixture:Mixture", members=("ngram", "autoregressive")),
     "flow": Family("likely.families.flow:Flow"),
     **_FLOWS,
+    "idf": Family("likely.families.integer_flow:IntegerFlow", featured=False),
     "vae": Family("likely.families.vae:VAE"),
     "gan": Family("likely.families.gan:GAN"),
     "energy": Family("likely.families.energy:Energy"),
