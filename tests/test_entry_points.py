@@ -19,7 +19,7 @@ def installed(tmp_path, monkeypatch):
     site = tmp_path / "site"
     (site / "stranger-0.1.dist-info").mkdir(parents=True)
     (site / "stranger-0.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 0.1\n")
-    (site / "stranger-0.1.dist-info/entry_points.txt").write_text("[likely.families]\nindependent = stranger_package:Independent\n")
+    (site / "stranger-0.1.dist-info/entry_points.txt").write_text("[likely.families]\nstranger = stranger_package:Independent\n")
     shutil.copy(HERE / "strangers.py", site / "stranger_package.py")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site))
@@ -30,16 +30,16 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_a_strangers_family_is_listed_and_keeps_the_contract(installed):
-    assert "independent" in families.names()
-    assert "likelihood" in next(m for m in likely.models() if m["name"] == "independent")["abilities"]
-    findings = check_model("independent", tiny_data()["grid"])
+    assert "stranger" in families.names()
+    assert "likelihood" in next(m for m in likely.models() if m["name"] == "stranger")["abilities"]
+    findings = check_model("stranger", tiny_data()["grid"])
     assert {"mass is one", "samples follow", "store keeps"} <= {f.law for f in findings}
 
 
 @pytest.mark.slow
 def test_a_strangers_family_stands_on_the_board(installed, tmp_path):
-    rows = likely.compare(tiny_data()["grid"], ["independent", "histogram"], minutes=0.05, out=tmp_path / "board", jobs=1)
-    assert {row.model: row.error for row in rows} == {"independent": "", "histogram": ""}
+    rows = likely.compare(tiny_data()["grid"], ["stranger", "histogram"], minutes=0.05, out=tmp_path / "board", jobs=1)
+    assert {row.model: row.error for row in rows} == {"stranger": "", "histogram": ""}
 
 
 def test_a_lie_is_found_out(installed, monkeypatch):
@@ -51,4 +51,4 @@ def test_a_lie_is_found_out(installed, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(stranger_package.Independent, "_nats", lie)
             with pytest.raises(LawBroken, match=law):
-                check_model("independent", tiny_data()["grid"], room=Room(steps=300))
+                check_model("stranger", tiny_data()["grid"], room=Room(steps=300))

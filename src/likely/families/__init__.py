@@ -86,6 +86,9 @@ _FLOWS = {
 
 FAMILIES: dict[str, Family] = {
     "histogram": Family("likely.families.histogram:Histogram"),
+    "independent": Family(
+        "likely.families.histogram:Histogram", {"joint": False}, featured=False, summary="smoothed counts of each entry alone"
+    ),
     "gmm": Family("likely.families.gmm:GaussianMixture"),
     "kde": Family("likely.families.kde:KernelDensity"),
     "knn": Family("likely.families.knn:NearestNeighbours"),

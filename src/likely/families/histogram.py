@@ -1,4 +1,4 @@
-r"""Independent entries by smoothed counts: the floor that every other model must beat.
+r"""Smoothed counts: of independent entries, the floor that every other model must beat; of few reals, of boxes, too.
 
     log p(x) = sum_i log p_i(x_i),      p_i = (counts_i + a q_i) / (n + a)
 
@@ -13,138 +13,46 @@ label's towards all labels', a pixel's towards its channel's, those towards unif
     sequence           one table for all positions; where lengths vary, log p(length) besides. A
                        string shorter than a fixed window is the marginal of its prefix
 
-Everything is exact, and so is the code: the file that `codec` writes is as long as -log2 p says.
+Of two and more reals the joint distribution may be counted: each entry is put in [0, 1) by its own distribution
+function F_e, and the cube is cut into boxes (`solve.partition`), as many as the validation split says, one among them:
+
+    p(x) = prod_e p_e(x_e) share(box) / volume(box),      box = the one that holds F(x)
+
+`independent` is the same without boxes. Everything is exact, what is filled in, too, and so is the code: the file
+that `codec` writes is as long as -log2 p says.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from likely.coding import Codec, categorical, columns, piecewise, prefixed
+from likely.coding import Codec, categorical, columns, prefixed
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Coded, Likelihood, Model
+from likely.model import Batches, ClosedForm, Coded, Fillable, Filled, Likelihood, Model, gather_batches
 from likely.noise import Noise
-from likely.solve.bins import adaptive_bins, log_widths, padded
-from likely.solve.counts import Counts, pooled, uniform
+from likely.solve.counts import Counts, uniform
 from likely.solve.labels import label_count, label_of
-from likely.space import MISSING, Space, Support, from_grid, to_grid
+from likely.solve.marginals import Bins, Labelled, States
+from likely.solve.partition import Partition
+from likely.space import MISSING, Space, Support
 
 __all__ = ["Histogram"]
 
-Labelled = Iterable[tuple[Tensor, Tensor]]  # re-iterable batches of (entries, label)
-_BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
+    """Smoothed counts of independent entries, and of boxes where reals are few; exact, on grids, columns and sequences.
 
-class States(nn.Module):
-    """Entries of finitely many states, [B, entries] in data units; a missing cell is the last state."""
+    Args:
+        joint: whether boxes of several reals may be counted, where the validation split wants them.
+    """
 
-    def __init__(self, labels: int, supports: list[Support]) -> None:
-        super().__init__()
-        self.supports = supports
-        self.prior = uniform([s.levels + s.missing for s in supports])
-        self.counts = Counts(labels, self.prior)
-
-    def log_prob(self, x: Tensor, label: Tensor) -> Tensor:
-        return self.counts.log_prob(self.encode(x), label)
-
-    def sample(self, label: Tensor) -> Tensor:
-        return self.decode(self.counts.sample(label))
-
-    def fit(self, train: Labelled, valid: Labelled, groups: int) -> None:
-        """Fit to batches of (x, label); where there are `groups` of entries (channels), pixels shrink to theirs."""
-        seen, held_out = (self.counts.count((self.encode(x), y) for x, y in split) for split in (train, valid))
-        self.counts.fit(seen, held_out, pooled(seen, self.prior, groups) if groups else self.prior)
-
-    def codec(self, label: Tensor) -> Codec:
-        return categorical(self.counts.log_p[label]).mapped(self.encode, self.decode)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.where(torch.isnan(x) | (x == MISSING), self._levels(x), x.nan_to_num()).long()
-
-    def decode(self, code: Tensor) -> Tensor:
-        return torch.where(code == self._levels(code), MISSING, code)
-
-    def _levels(self, like: Tensor) -> Tensor:
-        return torch.tensor([s.levels for s in self.supports], device=like.device)
-
-
-class Bins(nn.Module):
-    """Decimals and reals, [B, entries] in data units. Missing cells are the last bin."""
-
-    edges: Tensor
-
-    def __init__(self, labels: int, supports: list[Support]) -> None:
-        super().__init__()
-        self.supports = supports
-        edges, self.prior = padded([adaptive_bins(torch.tensor([s.center]), s, 1) for s in supports])
-        self.register_buffer("edges", edges)
-        self.counts = Counts(labels, self.prior)
-
-    def log_prob(self, x: Tensor, label: Tensor) -> Tensor:
-        place = self.place(x)
-        return self.counts.log_prob(place, label) - _entrywise(log_widths(self.edges), place)
-
-    def sample(self, label: Tensor) -> Tensor:
-        place = self.counts.sample(label)
-        low, high = _entrywise(self.edges, place), _entrywise(self.edges, place + 1)
-        return self.decode(low + torch.rand_like(low) * (high - low))
-
-    def fit(self, train: Labelled, valid: Labelled) -> None:
-        """Fit to batches of (x, label); each entry's number of bins by its own code length on `valid`."""
-        x = self.encode(torch.cat([x for x, _ in train]))
-        costs = torch.stack([self._fit(x, [m] * len(self.supports), train, valid) for m in _BINS])
-        self._fit(x, [_BINS[i] for i in costs.argmin(0).tolist()], train, valid)
-
-    def _fit(self, x: Tensor, bins: list[int], train: Labelled, valid: Labelled) -> Tensor:
-        there = x < self.edges[:, -2]
-        adapted = [adaptive_bins(x[there[:, e], e], s, bins[e]) for e, s in enumerate(self.supports)]
-        self.edges, self.prior = padded(adapted)
-        self.counts.log_p = self.prior.log().expand(len(self.counts.log_p), -1, -1)
-        seen, held_out = (self.counts.count((self.place(x), y) for x, y in split) for split in (train, valid))
-        cost = self.counts.fit(seen, held_out, self.prior)
-        return cost + (held_out.sum(0) * log_widths(self.edges).nan_to_num(neginf=0.0)).sum(1)
-
-    def codec(self, label: Tensor) -> Codec:
-        """Raises: UsageError for reals, which have no mass."""
-        if any(s.kind == "real" for s in self.supports):
-            raise UsageError("Real numbers without a grid have a density and cannot be coded.", "Load them with a precision.")
-        edges = self.edges.long()
-        edges[:, -1] = edges[:, -2] + 1
-        return piecewise(edges, self.counts.log_p[label]).mapped(lambda x: self.encode(x).long(), self.decode)
-
-    def place(self, x: Tensor) -> Tensor:
-        """Bin of each entry."""
-        return (torch.searchsorted(self.edges, self.encode(x).T.contiguous(), right=True) - 1).T
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Positions on the axis of the edges, float64; a missing cell is at their limit."""
-        decimal = self._is_decimal(x)
-        lost = torch.isnan(x) | (decimal & (x == MISSING))
-        present = x.masked_fill(lost, 0)
-        return torch.where(lost, self.edges[:, -2], torch.where(decimal, to_grid(present.long()).double(), present.double()))
-
-    def decode(self, position: Tensor) -> Tensor:
-        """Data units of positions: int64 if all entries are decimals, else float64."""
-        decimal, lost = self._is_decimal(position), position >= self.edges[:, -2]
-        if bool(decimal.all()):
-            return from_grid(position.floor().long()).masked_fill(lost, MISSING)
-        whole = from_grid(position.masked_fill(~decimal, 0).floor().long()).double()
-        return torch.where(decimal, whole, position).masked_fill(lost, torch.nan)
-
-    def _is_decimal(self, like: Tensor) -> Tensor:
-        return torch.tensor([s.kind == "decimal" for s in self.supports], dtype=torch.bool, device=like.device)
-
-
-class Histogram(Model, Likelihood, ClosedForm, Coded):
-    """Independent entries by smoothed counts; exact, on grids, columns and sequences."""
-
-    summary = "independent entries by smoothed counts"
+    summary = "smoothed counts: of each entry alone, of boxes where reals are few"
     layouts: ClassVar[frozenset[str]] = frozenset({"grid", "columns", "sequence"})
 
-    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
+    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", joint: bool = True) -> None:
         super().__init__(space, given=given, size=size)
         labels, supports = label_count(given), _entries(space)
         self.finite = [e for e, s in enumerate(supports) if s.states is not None]
@@ -152,6 +60,8 @@ class Histogram(Model, Likelihood, ClosedForm, Coded):
         self.states = States(labels, [supports[e] for e in self.finite])
         self.bins = Bins(labels, [supports[e] for e in self.wide])
         self.length = Counts(labels, uniform([space.shape[0] + 1])) if space.variable else None
+        real = space.layout == "columns" and all(s.kind == "real" and not s.missing for s in supports)
+        self.boxes = Partition(labels, space.dims) if joint and real and space.dims > 1 else None
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """-log p(x | given), nats [batch]."""
@@ -159,8 +69,10 @@ class Histogram(Model, Likelihood, ClosedForm, Coded):
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         label = label_of(self.given_space, given, len(x))
-        nats = self._string_log_prob(x, label) if self.space.layout == "sequence" else self._entry_log_probs(x.flatten(1), label).sum(1)
-        return LogProb(nats, "exact")
+        if self.space.layout == "sequence":
+            return LogProb(self._string_log_prob(x, label), "exact")
+        nats = self._entry_log_probs(x.flatten(1), label).sum(1)
+        return LogProb(nats if self.boxes is None else nats + self.boxes.log_density(self.bins.cdf(x, label), label), "exact")
 
     def _entry_log_probs(self, flat: Tensor, label: Tensor) -> Tensor:
         return torch.cat([self.states.log_prob(flat[:, self.finite], label), self.bins.log_prob(flat[:, self.wide], label)], 1)
@@ -174,15 +86,50 @@ class Histogram(Model, Likelihood, ClosedForm, Coded):
     @torch.no_grad()
     def sample(self, n: int, given: Tensor | None = None) -> Tensor:
         """Draw n examples, [n, *shape]."""
-        label = label_of(self.given_space, given, n)
+        label, longest = label_of(self.given_space, given, n), self.space.shape[0]
         if self.space.layout == "sequence":
-            return self._sample_strings(label)
+            unknown = torch.zeros(n, longest, dtype=torch.bool)
+            return self._fill_strings(torch.zeros(n, longest, dtype=torch.int64), unknown, label)
+        if self.boxes is not None:
+            return self._draw_reals(torch.zeros(n, longest), torch.zeros(n, longest, dtype=torch.bool), label)
         return self._join(self.states.sample(label), self.bins.sample(label))
 
-    def _sample_strings(self, label: Tensor) -> Tensor:
-        longest = self.space.shape[0]
-        x = self.states.sample(label.repeat_interleave(longest)).view(-1, longest)
-        return x if self.length is None else torch.where(torch.arange(longest) < self.length.sample(label), x, MISSING)
+    @torch.no_grad()
+    def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1) -> Filled:
+        """Unknown entries drawn given those known, never as missing: each on its own, reals from the boxes that what is known leaves."""
+        if known.shape != x.shape or known.dtype != torch.bool:
+            raise UsageError(f"`known` is {known.dtype} of shape {tuple(known.shape)}, not bool of {tuple(x.shape)}.")
+        x = torch.where(known, x, torch.zeros_like(x))
+        self.space.check(x)
+        label = label_of(self.given_space, given, len(x)).repeat(draws)
+        rows, there = (v.repeat(draws, *[1] * (v.ndim - 1)) for v in (x, known))
+        if self.space.layout == "sequence":
+            drawn = self._fill_strings(rows, there, label)
+        elif self.boxes is not None:
+            drawn = self._draw_reals(rows, there, label)
+        else:
+            drawn = self._join(self.states.sample(label, there=True), self.bins.sample(label, there=True))
+        effective = torch.full((draws, len(x)), torch.inf, dtype=torch.float64)
+        return Filled(torch.where(there, rows, drawn).view(draws, *x.shape), True, effective, "the model's own conditional")
+
+    def _draw_reals(self, x: Tensor, known: Tensor, label: Tensor) -> Tensor:
+        assert self.boxes is not None
+        return self.bins.quantile(self.boxes.draw(self.bins.cdf(x, label), known, label), label).to(x.dtype)
+
+    def _fill_strings(self, x: Tensor, known: Tensor, label: Tensor) -> Tensor:
+        """Symbols, which do not depend on each other; and a length that goes with the symbols and the padding that are known."""
+        longest, place = self.space.shape[0], torch.arange(self.space.shape[0])
+        drawn = self.states.sample(label.repeat_interleave(longest)).view(-1, longest)
+        if self.length is None:
+            if bool((x < 0).any()):
+                raise UsageError("Padding cannot be known in texts of a fixed length.", "Fill whole windows.")
+            return drawn
+        least = ((place + 1) * (known & (x >= 0))).amax(1)
+        most = torch.where(known & (x < 0), place, longest).amin(1)
+        lengths = torch.arange(longest + 1)
+        fits = (lengths >= least[:, None]) & (lengths <= most[:, None])
+        length = torch.multinomial(self.length.log_p[label, 0].exp() * fits, 1)
+        return torch.where(place < length, drawn, MISSING)
 
     def _join(self, finite: Tensor, wide: Tensor) -> Tensor:
         """Entries of both kinds in data units, [n, *shape]."""
@@ -200,8 +147,16 @@ class Histogram(Model, Likelihood, ClosedForm, Coded):
             self.states.fit(self._part(train, self.finite), self._part(valid, self.finite), channels)
         if self.wide:
             self.bins.fit(self._part(train, self.wide), self._part(valid, self.wide))
+        if self.boxes is not None:
+            self.boxes.fit(*self._places(train), *self._places(valid))
         if self.length is not None:
             self.length.fit(self._lengths(self.length, train), self._lengths(self.length, valid), uniform([self.space.shape[0] + 1]))
+
+    def _places(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """All examples in the unit cube, by the distribution of each entry, and their labels."""
+        x, given = gather_batches(batches)
+        label = label_of(self.given_space, given, len(x))
+        return self.bins.cdf(x, label), label
 
     def codec(self, given: Tensor | None = None) -> Codec:
         """A codec of batches, whose message is as long as log p says. Raises: UsageError for reals."""
@@ -250,8 +205,3 @@ def _entries(space: Space) -> list[Support]:
     """The support of each entry of a flattened example; one for all places of a sequence."""
     each = 1 if space.layout == "sequence" else space.dims // len(space.supports)
     return [s for s in space.supports for _ in range(each)]
-
-
-def _entrywise(table: Tensor, place: Tensor) -> Tensor:
-    """table [entries, bins], place [B, entries] -> [B, entries]."""
-    return table.gather(1, place.T).T

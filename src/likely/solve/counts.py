@@ -26,11 +26,12 @@ class Counts(nn.Module):
         """code [B, entries], label [B] -> nats [B, entries]."""
         return self.log_p[label[:, None], torch.arange(code.shape[1], device=code.device), code]
 
-    def sample(self, label: Tensor) -> Tensor:
-        """Codes [B, entries], by inverting each label's cumulative table."""
+    def sample(self, label: Tensor, among: Tensor | None = None) -> Tensor:
+        """Codes [B, entries], by inverting each label's cumulative table; of those states [entries, states] that are asked for."""
         code = torch.empty(len(label), self.log_p.shape[1], dtype=torch.int64, device=label.device)
         for y in label.unique().tolist():
-            cdf = self.log_p[y].exp().cumsum(-1)
+            p = self.log_p[y].exp()
+            cdf = (p if among is None else p * among).cumsum(-1)
             u = torch.rand(len(cdf), int((label == y).sum()), dtype=cdf.dtype, device=cdf.device) * cdf[:, -1:]
             code[label == y] = torch.searchsorted(cdf, u, right=True).clamp_max(cdf.shape[1] - 1).T
         return code
