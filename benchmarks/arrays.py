@@ -4,7 +4,6 @@ Without torch and likely, so that the peers' environment can import it, too. Toy
 `shared/peerbench/common.py`; a table is standardised by the moments of its training rows, its first fold is the test.
 """
 
-import gzip
 import importlib.util
 import os
 from pathlib import Path
@@ -34,7 +33,7 @@ def split(name):
 
 
 def _table(name):
-    x, folds = (np.loadtxt(gzip.open(SHARED / f"data/tables/{name}{end}.csv.gz", "rt"), delimiter=",") for end in ("", "_test_mask"))
+    x, folds = (np.loadtxt(SHARED / f"data/tables/{name}{end}.csv.gz", delimiter=",") for end in ("", "_test_mask"))
     is_test = folds[:, 0].astype(bool)
     train = np.random.default_rng(0).permutation(x[~is_test])
     varies = train.std(0) > 0

@@ -195,22 +195,26 @@ def flow_quality():
             rows.append(["digits, K = 64", "bits/dim", *tightened])
     one = next(reversed(complete.values()))["likely"]
     text = (
-        f"Test nats of density per row (digits: bits/dim, one uniform draw, and 64 below), lower is better, after {one['budget_cpu_seconds']:g} "
-        f"CPU seconds of training; mean and spread of {len(one['values'])} seeds, and in brackets the setting that validation chose from a grid "
-        "of each library's in as many seconds again. All get the same float32 arrays; tables are standardised. Where a table's columns repeat "
-        "their values, a density can grow without bound: the last rows say who follows repeats fastest. Checkerboard's entropy is 2.0794. "
-        f"**Ours is the lowest on {len(won)} of {len(complete)}.** `make bench-setup && python benchmarks/flow_quality.py`"
+        "Test nats of density per row (digits: bits/dim, one uniform draw, and 64 below), lower is better, after "
+        f"{one['budget_cpu_seconds']:g} CPU seconds of training; mean and spread of {len(one['values'])} seeds, in brackets the setting "
+        "that validation chose from a grid of each library's in as many seconds again. All get the same float32 arrays; tables are "
+        "standardised. Where columns repeat their values a density can grow without bound: the UCI tables say who follows "
+        f"repeats fastest. Checkerboard's entropy is 2.0794. **Ours is the lowest on {len(won)} of {len(complete)}.** "
+        "`make bench-setup && python benchmarks/flow_quality.py`"
     )
     return section("Flow libraries, same CPU seconds", text, ["data", "unit", *libraries], rows, one)
 
 
 def published_flows():
     """Tables of others, so that a reader can place ours; ours are not on these data."""
-    figure = lambda v, digits=2: "" if v is None else v if isinstance(v, str) else f"{v:.{digits}f}"
+
+    def figure(v):
+        return "" if v is None else v if isinstance(v, str) else f"{v:.2f}"
+
     return "\n\n".join(
         [
             "## Published figures of flows",
-            "Mean test log-likelihood in nats, higher is better, dimensions in brackets; as a review lists them (Kobyzev et al., 2021, table 3). "
+            "Mean test log-likelihood in nats, higher is better, dimensions in brackets; from a review (Kobyzev et al., 2021, table 3). "
             "These sets are not at hand here, and days of a GPU went into each row: ours above cannot be set beside them.",
             table(TABLE_FLOWS_HEAD, [[figure(v) for v in row] for row in TABLE_FLOWS]),
             "Test bits/dim of 8-bit images, lower is better; the same review (table 5) where nothing else is named. Two different sets are "

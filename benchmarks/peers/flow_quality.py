@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def nflows(kind, dims, hidden):
         mask[i % 2 :: 2] = 1
         parts += [transforms.RandomPermutation(dims)] if dims > 2 else []
         parts += [transforms.LULinear(dims, identity_init=True)] if kind == "rq-lu" else []
-        net = lambda i_, o_: nn.nets.ResidualNet(i_, o_, hidden_features=hidden, num_blocks=1)
+        net = partial(nn.nets.ResidualNet, hidden_features=hidden, num_blocks=1)
         spline = transforms.PiecewiseRationalQuadraticCouplingTransform(mask, net, num_bins=8, tails="linear", tail_bound=5.0)
         parts.append(spline)
     flow = flows.Flow(transforms.CompositeTransform(parts), distributions.StandardNormal([dims]))
