@@ -10,7 +10,10 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as Reference
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 
+import likely
+from likely.checks import tiny_data
 from likely.dataset import Split
+from likely.errors import DataError, UsageError
 from likely.families import build
 from likely.families.pca import Spectrum
 from likely.noise import Noise, seeded
@@ -257,6 +260,27 @@ def test_weights_are_repeated_rows(kind):
     torch.testing.assert_close(one.covariance, two.covariance)
     for statistic in ("moments", "absent"):
         torch.testing.assert_close(getattr(weighted, statistic)(), getattr(repeated, statistic)())
+
+
+@pytest.mark.parametrize(("name", "options"), [("kde", {}), ("pca", {}), ("gmm", {"covariance": "full", "components": 1})])
+def test_a_model_of_weighted_examples_is_that_of_repeated_rows(name, options):
+    x, times = torch.randn(120, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.5]]), torch.randint(1, 3, (80,))
+    space, valid = Space.reals(2).standardised(x[:80]), Split(x[80:]).batches()
+    repeated = x[:80].repeat_interleave(times, 0)
+    weighted, plain = (build(name, space, size="tiny", **options) for _ in range(2))
+    weighted.solve(Split(x[:80]).batches(), valid, times)
+    plain.solve(Split(repeated).batches(), valid, torch.ones(len(repeated)))
+    atol = 1e-9 if name == "kde" else 0.1  # scikit-learn divides a covariance by n - 1: far points notice
+    torch.testing.assert_close(weighted.log_prob(x).nats, plain.log_prob(x).nats, atol=atol, rtol=0)
+
+
+def test_who_does_not_weigh_says_so():
+    data = tiny_data()["grid"]
+    with pytest.raises(UsageError, match="does not weigh"):
+        likely.fit(data, "histogram", size="tiny", progress=False, weights=torch.ones(len(data.train)))
+    with pytest.raises(DataError, match="weights of shape"):
+        likely.fit(data, "kde", size="tiny", progress=False, weights=torch.ones(3))
+    assert likely.fit(data, "kde", size="tiny", progress=False, weights=torch.ones(len(data.train))).stopped == "closed form"
 
 
 def test_em_finds_a_covariance_behind_gaps():

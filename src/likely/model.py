@@ -38,6 +38,7 @@ __all__ = [
     "Reparameterised",
     "Starts",
     "Stepwise",
+    "Weighted",
     "evaluating",
     "expand_given",
 ]
@@ -289,6 +290,14 @@ class ClosedForm(ABC):
     @abstractmethod
     def solve(self, train: Batches, valid: Batches) -> None:
         """Fit by counts, EM or a bandwidth search; hyperparameters are chosen on `valid`."""
+
+
+class Weighted(ClosedForm):
+    """Examples may count more or less than once."""
+
+    @abstractmethod
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
+        """Fit; each training example counts `weights` [n] times, once by default. One of weight 2 is as two equal ones."""
 
 
 class Combined(ABC):

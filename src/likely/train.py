@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from likely import families, store
 from likely.dataset import Data
 from likely.errors import TrainingError, UsageError
-from likely.model import ClosedForm, Combined, Model
+from likely.model import ClosedForm, Combined, Model, Weighted
 from likely.noise import row_hash, seeded
 from likely.space import Space
 from likely.training.budget import Budget
@@ -70,6 +71,7 @@ def fit(
     checkpoint_seconds: float = 30.0,
     progress: bool | ProgressCallback = True,
     track: str | None = None,
+    weights: Tensor | None = None,
     **options: Any,
 ) -> Run:
     """Fit a family to the training split of `data`; the validation split picks the weights that are kept.
@@ -86,6 +88,7 @@ def fit(
         checkpoint_seconds: time between checkpoints.
         progress: show it, or a function that is called with a record of each report.
         track: an experiment tracker that `accelerate` knows, such as "tensorboard".
+        weights: how many times each training example counts [n], of families that weigh.
         options: of the family.
 
     Raises: UsageError for unknown names and options; TrainingError if the loss stays NaN or infinite, with the
@@ -96,12 +99,15 @@ def fit(
             raise UsageError(f"{name}={value} is not possible.", "Give a positive number.")
     with seeded(step_seed(seed, 0, 0)):
         model = families.build(model, data.space, given=data.given, size=size, **options) if isinstance(model, str) else model
+    if weights is not None and not isinstance(model, Weighted):
+        able = [name for name in families.names() if issubclass(families.family_class(name), Weighted)]
+        raise UsageError(f"{type(model).__name__} does not weigh examples.", f"Those that do: {', '.join(able)}.")
     recipe = replace(model.recipe, **{k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None})
     budget = Budget.of(minutes=minutes, steps=steps, epochs=epochs, examples=len(data.train), batch=recipe.batch)
     if precision not in ("auto", "float32", "bf16"):
         raise UsageError(f"Unknown precision '{precision}'.", "Known: auto, float32, bf16.")
     accelerator, gather = _accelerator(device, track, out, turns=len(model.turns))
-    folder = _claim(out, _plan(model, data, seed, budget, recipe.batch, recipe.lr, precision), gather)
+    folder = _claim(out, _plan(model, data, seed, budget, recipe.batch, recipe.lr, precision, weights), gather)
     if folder and (finished := _finished(folder)):
         return finished
     settings = Settings(seed, recipe, precision, threads, checkpoint_seconds, folder)
@@ -115,7 +121,7 @@ def fit(
                 part = partial(fit, data, progress=progress, checkpoint_seconds=checkpoint_seconds, **how)
                 run = _combine(model, data, partial(_share, budget, epochs), part, settings, accelerator)
             elif isinstance(model, ClosedForm):
-                run = _solve(model, data, settings, accelerator.is_main_process)
+                run = _solve(model, data, settings, accelerator.is_main_process, weights)
             else:
                 run = _train(Trainer(model, data, budget, settings, accelerator, gather), shown)
     finally:
@@ -143,10 +149,11 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
     return run
 
 
-def _solve(model: Model, data: Data, settings: Settings, main: bool) -> Run:
+def _solve(model: Model, data: Data, settings: Settings, main: bool, weights: Tensor | None) -> Run:
     """Closed-form families need no steps; every rank solves the same."""
     start, cpu = time.perf_counter(), time.process_time()
-    model.eval().solve(data.train.pieces(), data.valid.pieces())  # type: ignore[operator]
+    how = {} if weights is None else {"weights": weights}
+    model.eval().solve(data.train.pieces(), data.valid.pieces(), **how)  # type: ignore[operator]
     run = Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, settings.seed, stopped="closed form")
     _store(run, data, settings.folder, main)
     return run
@@ -231,7 +238,9 @@ def _told(value: Any) -> str:
     return str(Space.from_json(value)) if isinstance(value, dict) and "supports" in value else str(value)
 
 
-def _plan(model: Model, data: Data, seed: int, budget: Budget, batch: int, lr: float, precision: str) -> dict[str, Any]:
+def _plan(
+    model: Model, data: Data, seed: int, budget: Budget, batch: int, lr: float, precision: str, weights: Tensor | None
+) -> dict[str, Any]:
     """What makes a run the same run, as JSON."""
     sample = data.train.x[:: max(1, len(data.train) // 1024)]
     record = {
@@ -245,6 +254,7 @@ def _plan(model: Model, data: Data, seed: int, budget: Budget, batch: int, lr: f
         "precision": precision,
         "data": f"{data.name}: {len(data.train)} examples, {row_hash(sample).sum().item():016x}",
         "augment": data.card.get("augment"),
+        "weights": None if weights is None else f"{row_hash(weights[None].double()).item():016x}",
     }
     return json.loads(json.dumps(record))
 

@@ -90,10 +90,10 @@ class GaussianMixture(MixtureModel):
         return 1 if self.mixture.numbers.exact else 64
 
     @torch.no_grad()
-    def solve(self, train: Batches, valid: Batches) -> None:
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
         """EM for each covariance and number of components; what codes the validation split best is kept."""
-        x, label = labelled(train, self.given_space, self.most["rows"])
-        seen = Observed.of(self.space, x)
+        x, label, weight = labelled(train, self.given_space, self.most["rows"], weights)
+        seen = Observed.of(self.space, x, weight)
         self.choose(self._ladders(seen, label), seen, valid, _JUDGES)
 
     def _ladders(self, seen: Observed, label: Tensor) -> Iterator[Iterator[Iterator[Components]]]:

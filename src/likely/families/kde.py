@@ -20,6 +20,7 @@ References:
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from likely.model import Batches
 from likely.solve.kernels import BLURS, hot_deck, kernels
@@ -51,10 +52,10 @@ class KernelDensity(MixtureModel):
         self.kernels = self.options(size, kernels=kernels)["kernels"]
 
     @torch.no_grad()
-    def solve(self, train: Batches, valid: Batches) -> None:
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
         """Keep the training examples; the bandwidth and blur that code the validation split best are kept."""
-        x, label = labelled(train, self.given_space, self.kernels)
-        seen = Observed.of(self.space, x)
+        x, label, weight = labelled(train, self.given_space, self.kernels, weights)
+        seen = Observed.of(self.space, x, weight)
         number = hot_deck(seen)
         ladders = (
             ([kernels(seen, number, label, torch.tensor([[h]]), blur)] for h in _BANDWIDTHS)

@@ -62,10 +62,10 @@ class NearestNeighbours(MixtureModel):
         self.register_buffer("nearest", torch.ones(1, dtype=torch.int64))
 
     @torch.no_grad()
-    def solve(self, train: Batches, valid: Batches) -> None:
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
         """Keep the training examples; k, width and blur that code the validation split best are kept."""
-        x, label = labelled(train, self.given_space, self.kernels)
-        seen = Observed.of(self.space, x)
+        x, label, weight = labelled(train, self.given_space, self.kernels, weights)
+        seen = Observed.of(self.space, x, weight)
         self.examples = self._features(seen)
         tried = [k for k in self.neighbours if k < len(x)] or [len(x) - 1]
         far = _distances(self.examples, self.examples, tried[-1] + 1)[:, tried]  # the nearest is the example itself

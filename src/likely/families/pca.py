@@ -102,10 +102,10 @@ class ProbabilisticPCA(MixtureModel):
         return 1 if self.mixture.numbers.exact else 64
 
     @torch.no_grad()
-    def solve(self, train: Batches, valid: Batches) -> None:
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
         """Eigenvectors of each label's covariance; the rank and noise that code the validation split best are kept."""
-        x, label = labelled(train, self.given_space, self.most["rows"])
-        seen = Observed.of(self.space, x)
+        x, label, weight = labelled(train, self.given_space, self.most["rows"], weights)
+        seen = Observed.of(self.space, x, weight)
         self.choose([self._ladder(seen, label)], seen, valid, _JUDGES)
 
     def _ladder(self, seen: Observed, label: Tensor) -> Iterator[list[Components]]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from likely.errors import UsageError
+from likely.errors import DataError, UsageError
 from likely.model import Batches, expand_given, gather_batches
 from likely.space import Space
 
@@ -44,11 +44,17 @@ def label_of(space: Space | None, given: Tensor | None, n: int) -> Tensor:
     return torch.where(code < 0, label_count(space) - 1, code)
 
 
-def labelled(batches: Batches, space: Space | None, most: int) -> tuple[Tensor, Tensor]:
-    """All examples [n, *shape] and their labels [n]; a random choice if there are more than `most`."""
+def labelled(batches: Batches, space: Space | None, most: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """All examples [n, *shape], their labels [n] and weights [n] (1 by default); a random choice if there are more than `most`.
+
+    Raises: DataError for weights that are not one finite number per example, none negative and not all zero.
+    """
     x, given = gather_batches(batches)
+    weights = torch.ones(len(x)) if weights is None else weights
+    if weights.shape != (len(x),) or not bool((torch.isfinite(weights) & (weights >= 0)).all() & (weights > 0).any()):
+        raise DataError(f"Got weights of shape {tuple(weights.shape)} for {len(x)} examples.", "Give each a number that is not negative.")
     keep = torch.randperm(len(x))[:most]
-    return x[keep], label_of(space, given, len(x))[keep]
+    return x[keep], label_of(space, given, len(x))[keep], weights.double()[keep]
 
 
 def shrink(counts: Tensor, prior: Tensor, pseudo: float | Tensor) -> Tensor:

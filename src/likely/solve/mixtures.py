@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Fillable, Filled, Likelihood, Model
+from likely.model import Batches, Fillable, Filled, Likelihood, Model, Weighted
 from likely.noise import Noise
 from likely.solve.labels import component_weights, label_count, label_of, labelled
 from likely.solve.numbers import HeavyTailed, Numbers
@@ -179,7 +179,7 @@ class Components:
     how: dict[str, float] = field(default_factory=dict)
 
 
-class MixtureModel(Model, Likelihood, Fillable, ClosedForm):
+class MixtureModel(Model, Likelihood, Fillable, Weighted):
     """A family whose likelihood, samples and fills are those of a `Mixture`: of the one kind of `Numbers` that has components."""
 
     def __init__(self, space: Space, *numbers: type[Numbers], given: Space | None, size: str) -> None:
@@ -201,7 +201,7 @@ class MixtureModel(Model, Likelihood, Fillable, ClosedForm):
 
     def choose(self, ladders: Iterable[Iterable[Iterable[Components]]], seen: Observed, valid: Batches, judges: int) -> Components:
         """Take what codes so many examples of the validation split best; a ladder is left after two rungs that are no better."""
-        x, label = labelled(valid, self.given_space, judges)
+        x, label, _ = labelled(valid, self.given_space, judges)
         best, kept = -math.inf, None
         for ladder in ladders:
             top, worse = -math.inf, 0
