@@ -9,6 +9,7 @@ from pathlib import Path
 
 SCRIPTS = (
     "loop_overhead.py",
+    "flow_speed.py",
     "digits.py",
     "binarized_mnist.py",
     "image_sampling.py",

@@ -28,8 +28,6 @@ def zuko_flow(kind, dims, width):
     shape = {"features": dims, "transforms": TRANSFORMS, "hidden_features": (width, width)}
     if kind == "spline coupling":
         flow = zuko.flows.NICE(**shape, univariate=partial(MonotonicRQSTransform, bound=BOUND), shapes=[(BINS,), (BINS,), (BINS - 1,)])
-    elif kind == "spline coupling, masked":
-        flow = zuko.flows.NSF(**shape, bins=BINS, passes=2)
     elif kind == "spline autoregressive":
         flow = zuko.flows.NSF(**shape, bins=BINS)
     else:
