@@ -11,12 +11,12 @@ References:
     | Conditional image generation with PixelCNN decoders (van den Oord et al., 2016) | https://arxiv.org/abs/1606.05328
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal.grid import GridState, Pixels, Pointwise, Rows, See, Shifted, TwoStreams
+from likely.nets.causal.grid import GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, TwoStreams
 from likely.nets.conditioning import FiLM
 from likely.space import Space
 
@@ -29,7 +29,7 @@ _SIZES = {  # residual width, gate width, depth, dropout
 }
 
 
-class Stacks(nn.Module):
+class Stacks(Layer):
     """One layer of both stacks."""
 
     def __init__(self, width: int, gates: int, columns: int, dilation: int, embedding: int | None, dropout: float, *, last: bool) -> None:
@@ -51,6 +51,16 @@ class Stacks(nn.Module):
         a = see(self.horizontal, h) + linked
         a = self.film(a, embedding) if self.film else a
         return h + self.out_h(self._drop(F.glu(a, 1)))
+
+    def stepper(self) -> Callable[..., Tensor]:
+        """As `right`; what is linked holds the convolution's bias."""
+        horizontal, film, weight, bias = self.horizontal, self.film, self.out_h.weight, self.out_h.bias
+
+        def step(h: Tensor, linked: Tensor, embedding: Tensor | None, see: Pixels) -> Tensor:
+            a = see(horizontal, h, linked)
+            return h + F.linear(F.glu(film(a, embedding) if film else a, 1), weight, bias)
+
+        return step
 
     def _drop(self, u: Tensor) -> Tensor:
         return F.dropout(u, self.dropout) if self.training else u
@@ -92,11 +102,12 @@ class GatedPixelCNN(TwoStreams):
     def row(self, state: GridState, row: int, v: Tensor) -> None:
         for layer in self.stacks:
             v, linked = layer.down(v, Rows(state))
-            state.columns[layer] = linked[:, :, 0].unbind(2)
+            assert layer.horizontal.bias is not None
+            state.columns[layer] = (linked[:, :, 0] + layer.horizontal.bias[:, None]).unbind(2)
             state.registers[layer.horizontal].next_row()
 
     def pixel(self, state: GridState, row: int, column: int, h: Tensor) -> Tensor:
         see = Pixels(state, column)
         for layer in self.stacks:
-            h = layer.right(h, state.columns[layer][column], state.embedding, see)
+            h = state.layers[layer](h, state.columns[layer][column], state.embedding, see)
         return h

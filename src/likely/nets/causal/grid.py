@@ -19,7 +19,7 @@ References:
     | Fast generation for convolutional autoregressive models (Ramachandran et al., 2017) | https://arxiv.org/abs/1704.06001
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +33,7 @@ from likely.nets.causal.inputs import feature_width, features, raster
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
-__all__ = ["GridNet", "GridState", "Pixels", "Pointwise", "Position", "Rows", "See", "Shifted", "TwoStreams"]
+__all__ = ["GridNet", "GridState", "Layer", "Pixels", "Pointwise", "Position", "Rows", "See", "Shifted", "TwoStreams"]
 
 
 @dataclass
@@ -43,6 +43,11 @@ class Register:
     rows: Tensor
     margin: int
 
+    def __post_init__(self) -> None:
+        """Views of the pixels of the current row, and of crops: to make one costs more time than to use it."""
+        self.pixels = self.rows[:, :, -1].unbind(1)
+        self.crops: dict[tuple[Product, int], Tensor] = {}
+
     def next_row(self) -> None:
         """Forget the oldest row; the new one is zero as yet."""
         if self.rows.shape[2] > 1:
@@ -51,7 +56,7 @@ class Register:
 
     def put(self, column: int, h: Tensor) -> None:
         """One pixel [n, C] of the current row."""
-        self.rows[:, self.margin + column, -1] = h
+        self.pixels[self.margin + column].copy_(h)
 
     def put_row(self, h: Tensor) -> None:
         """The current row [n, C, columns]."""
@@ -100,13 +105,18 @@ class Product:
         seen, (down, self.stride) = convolution.seen(register), convolution.dilation
         self.rows, self.first = slice(seen.start, seen.stop, down), register.margin - convolution.pads[0]
         self.columns = self.stride * convolution.kernel_size[1]
-        self.weight, self.bias = convolution.kernel.permute(0, 3, 2, 1).flatten(1), convolution.bias
+        self.weight, self.bias = convolution.kernel.permute(0, 3, 2, 1).flatten(1).T.contiguous(), convolution.bias
 
-    def __call__(self, register: Register, column: int) -> Tensor:
-        """[n, target]."""
-        begin = self.first + column
-        crop = register.rows[:, begin : begin + self.columns : self.stride, self.rows]
-        return F.linear(crop.flatten(1), self.weight, self.bias)
+    def __call__(self, register: Register, column: int, bias: Tensor | None = None) -> Tensor:
+        """[n, target]; with another bias than the convolution's own, where one is given."""
+        crop = register.crops.get((self, column))
+        if crop is None:
+            begin = self.first + column
+            crop = register.rows[:, begin : begin + self.columns : self.stride, self.rows]
+            flat = crop.flatten(1)
+            crop = register.crops[self, column] = flat if flat.data_ptr() == crop.data_ptr() else crop  # a copy would grow old
+        crop = crop if crop.ndim == 2 else crop.flatten(1)
+        return torch.addmm(self.bias if bias is None else bias, crop, self.weight)
 
 
 def _register(n: int, *convolutions: Shifted) -> Register:
@@ -135,6 +145,7 @@ class GridState:
     Attributes:
         seen: features of the last rows; `pixel`: of the current pixel's channels so far.
         registers: of the convolutions of hidden maps; `products`: of all convolutions.
+        layers: at one pixel, as functions; `head`: each channel's outputs.
         rows: what a net keeps of the current row; `columns`: by column, each [n, C].
         h: of the current pixel, [n, width].
     """
@@ -143,6 +154,8 @@ class GridState:
     seen: Register
     registers: dict[Shifted, Register]
     products: dict[Shifted, Product]
+    layers: dict[nn.Module, Callable[..., Tensor]]
+    head: list[Callable[[Tensor], Tensor]]
     rows: dict[nn.Module, Tensor] = field(default_factory=dict)
     columns: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
     pixel: list[Tensor] = field(default_factory=list)
@@ -170,14 +183,23 @@ class Pixels:
     state: GridState
     column: int
 
-    def __call__(self, convolution: Shifted, h: Tensor) -> Tensor:
+    def __call__(self, convolution: Shifted, h: Tensor, bias: Tensor | None = None) -> Tensor:
         register = self.state.registers[convolution]
         register.put(self.column, h)
-        return self.state.products[convolution](register, self.column)
+        return self.state.products[convolution](register, self.column, bias)
 
     def of_features(self, convolution: Shifted) -> Tensor:
         """The same for the pixels before this one, as their features."""
         return self.state.products[convolution](self.state.seen, self.column)
+
+
+class Layer(nn.Module, ABC):
+    """A layer of a stream that goes from pixel to pixel."""
+
+    @abstractmethod
+    def stepper(self) -> Callable[..., Tensor]:
+        """At one pixel: (h [n, C], what it reads, embedding, `Pixels`) -> the next h. It calls no module, which would cost more
+        time than a product with one pixel."""
 
 
 class Position(nn.Module):
@@ -202,9 +224,19 @@ class ChannelHead(nn.Module):
 
     def forward(self, h: Tensor, features: list[Tensor], channel: int) -> Tensor:
         """[B, out, ...] of one channel; `features` of the channels before it, at least."""
-        if channel:
-            h = h + self.before[channel - 1](torch.cat(features[:channel], 1))
-        return self.out[channel](F.silu(h))
+        return self.out[channel](F.silu(self.reading(h, features, channel)))
+
+    def reading(self, h: Tensor, features: list[Tensor], channel: int) -> Tensor:
+        """h with what it reads of the channels before."""
+        return h + self.before[channel - 1](torch.cat(features[:channel], 1)) if channel else h
+
+    def steppers(self) -> list[Callable[[Tensor], Tensor]]:
+        """The outputs of each channel from h, which knows the channels before."""
+        return [_output(out.weight, out.bias) for out in self.out]
+
+
+def _output(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda h: F.linear(F.silu(h), weight, bias)
 
 
 class GridNet(CausalNet):
@@ -249,7 +281,8 @@ class GridNet(CausalNet):
         seen, convolutions = _register(n, *self.inputs), [m for m in self.modules() if isinstance(m, Shifted)]
         registers = {m: _register(n, m) for m in convolutions if m not in self.inputs}
         products = {m: Product(m, registers.get(m, seen)) for m in convolutions}
-        return GridState(self.given(given, n), seen, registers, products)
+        layers = {m: m.stepper() for m in self.modules() if isinstance(m, Layer)}
+        return GridState(self.given(given, n), seen, registers, products, layers, self.head.steppers())
 
     def step(self, state: GridState, x_i: Tensor | None) -> tuple[GridState, Tensor]:
         channels, _, columns = self.space.shape
@@ -261,7 +294,7 @@ class GridNet(CausalNet):
             row, column = divmod(pixel, columns)
             self._next_pixel(state, row, column)
         state.entry += 1
-        return state, self.head(state.h, state.pixel, channel)
+        return state, state.head[channel](self.head.reading(state.h, state.pixel, channel))
 
     def _next_pixel(self, state: GridState, row: int, column: int) -> None:
         if state.pixel:

@@ -11,13 +11,13 @@ References:
     | Conditional image generation with PixelCNN decoders (the blind spot; van den Oord et al., 2016) | https://arxiv.org/abs/1606.05328
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal.grid import GridNet, GridState, Pixels, Pointwise, Position, See, Shifted
+from likely.nets.causal.grid import GridNet, GridState, Layer, Pixels, Pointwise, Position, Shifted
 from likely.nets.conditioning import FiLM
 from likely.space import Space
 
@@ -46,7 +46,7 @@ class Masked(Shifted):
         return self.weight * self.mask
 
 
-class Layer(nn.Module):
+class Residual(Layer):
     """h + W silu(masked(W silu(h)))."""
 
     def __init__(self, width: int, inner: int, columns: int, embedding: int | None, dropout: float) -> None:
@@ -55,8 +55,18 @@ class Layer(nn.Module):
         self.masked = Masked(inner, inner, 1, columns, strict=False)
         self.film = FiLM(embedding, inner) if embedding else None
 
-    def forward(self, h: Tensor, embedding: Tensor | None, see: See = Shifted.__call__) -> Tensor:
-        a = see(self.masked, F.silu(self.enter(F.silu(h))))
+    def stepper(self) -> Callable[..., Tensor]:
+        masked, film, enter, leave = self.masked, self.film, self.enter, self.leave
+        w1, b1, w2, b2 = enter.weight, enter.bias, leave.weight, leave.bias
+
+        def step(h: Tensor, _: None, embedding: Tensor | None, see: Pixels) -> Tensor:
+            a = see(masked, F.silu(F.linear(F.silu(h), w1, b1)))
+            return h + F.linear(F.silu(film(a, embedding) if film else a), w2, b2)
+
+        return step
+
+    def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
+        a = self.masked(F.silu(self.enter(F.silu(h))))
         a = self.film(a, embedding) if self.film else a
         a = F.silu(a)
         return h + self.leave(F.dropout(a, self.dropout) if self.training else a)
@@ -65,7 +75,7 @@ class Layer(nn.Module):
 class PixelCNN(GridNet):
     """Causal net of a grid: x [B, C, H, W] -> parameters [B, C, H, W, out]."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[Residual]
 
     def __init__(
         self,
@@ -86,7 +96,7 @@ class PixelCNN(GridNet):
         _, height, columns = space.shape
         self.first = Masked(sum(self.features), width, 3, columns, strict=True)
         self.place = Position(width, height, columns)
-        layers = [Layer(width, inner, columns, width if given else None, dropout) for _ in range(depth)]
+        layers = [Residual(width, inner, columns, width if given else None, dropout) for _ in range(depth)]
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
 
     @property
@@ -107,5 +117,5 @@ class PixelCNN(GridNet):
         see = Pixels(state, column)
         h = self.place(see.of_features(self.first), row, column)
         for layer in self.layers:
-            h = layer(h, state.embedding, see)
+            h = state.layers[layer](h, None, state.embedding, see)
         return h

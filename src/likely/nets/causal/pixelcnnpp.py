@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal.grid import GridState, Pixels, Pointwise, Rows, See, Shifted, TwoStreams
+from likely.nets.causal.grid import GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, TwoStreams
 from likely.nets.conditioning import FiLM
 from likely.space import Space
 
@@ -38,7 +38,7 @@ _DOWN: _Convolution = partial(Shifted, kernel=(2, 3), pads=(1, 1, 1, 0))
 _RIGHT: _Convolution = partial(Shifted, kernel=(2, 2), pads=(1, 0, 1, 0))
 
 
-class Block(nn.Module):
+class Block(Layer):
     """A gated residual block; `reads` whether it reads the other stream."""
 
     def __init__(self, convolution: _Convolution, width: int, embedding: int | None, dropout: float, *, reads: bool) -> None:
@@ -52,12 +52,27 @@ class Block(nn.Module):
         assert self.link is not None
         return self.link(F.silu(v))
 
+    def read_row(self, v: Tensor) -> tuple[Tensor, ...]:
+        """What it takes of a row of the other stream, with the first convolution's bias, by column."""
+        assert self.first.bias is not None
+        return (self.read(v)[:, :, 0] + self.first.bias[:, None]).unbind(2)
+
     def forward(self, h: Tensor, read: Tensor | None, embedding: Tensor | None, see: See = Shifted.__call__) -> Tensor:
         a = see(self.first, F.silu(h))
         a = F.silu(a if read is None else a + read)
         a = see(self.second, F.dropout(a, self.dropout) if self.training else a)
         a = a if self.film is None else self.film(a, embedding)
         return h + F.glu(a, 1)
+
+    def stepper(self) -> Callable[..., Tensor]:
+        """As `forward` of a block that reads; what is read holds the first convolution's bias."""
+        first, second, film = self.first, self.second, self.film
+
+        def step(h: Tensor, read: Tensor, embedding: Tensor | None, see: Pixels) -> Tensor:
+            a = see(second, F.silu(see(first, F.silu(h), read)))
+            return h + F.glu(film(a, embedding) if film else a, 1)
+
+        return step
 
 
 class Finer(nn.Module):
@@ -146,7 +161,7 @@ class PixelCNNPlusPlus(TwoStreams):
             state.registers[convolution].next_row()
         for above, left in zip(down.before, right.before, strict=True):
             v = above(v, None, state.embedding, see)
-            state.columns[left] = left.read(v)[:, :, 0].unbind(2)
+            state.columns[left] = left.read_row(v)
         if not down.last:
             coarse = see(down.coarser, v)
             if row % 2 == 0:
@@ -155,13 +170,13 @@ class PixelCNNPlusPlus(TwoStreams):
             v = v + state.rows[down][:, :, row % 2 : row % 2 + 1]
         for above, left in zip(down.after, right.after, strict=True):
             v = above(v, None, state.embedding, see)
-            state.columns[left] = left.read(v)[:, :, 0].unbind(2)
+            state.columns[left] = left.read_row(v)
         return v
 
     def pixel(self, state: GridState, row: int, column: int, h: Tensor, i: int = 0) -> Tensor:
         right, see = self.right[i], Pixels(state, column)
         for block in right.before:
-            h = block(h, state.columns[block][column], state.embedding, see)
+            h = state.layers[block](h, state.columns[block][column], state.embedding, see)
         if not right.last:
             coarse = see(right.coarser, h)
             if row % 2 == column % 2 == 0:
@@ -169,7 +184,7 @@ class PixelCNNPlusPlus(TwoStreams):
                 state.rows[right][..., column : column + 2] = right.finer(low)
             h = h + state.rows[right][:, :, row % 2, column]
         for block in right.after:
-            h = block(h, state.columns[block][column], state.embedding, see)
+            h = state.layers[block](h, state.columns[block][column], state.embedding, see)
         return h
 
 
