@@ -70,6 +70,7 @@ class Heads:
         self.space = space
         self._how: Any = {"components": components, "categorical_up_to": categorical_up_to, "bernoulli": bernoulli}
         self._at: dict[int, Head] = {}
+        self._dtype = space.dtype
         kinds: dict[tuple[str, int], list[int]] = {}
         for i in range(len(space.supports)):
             head = self.at(i)
@@ -121,8 +122,8 @@ class Heads:
 
     def _stored(self, head: Head, x: Tensor) -> Tensor:
         """As the space stores it: in a table with reals, a number that is missing is NaN."""
-        x = x.to(self.space.dtype)
-        return torch.where(x == MISSING, math.nan, x) if isinstance(head, LogisticMixture) and not self.space.discrete else x
+        x = x.to(self._dtype)
+        return torch.where(x == MISSING, math.nan, x) if isinstance(head, LogisticMixture) and x.is_floating_point() else x
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, 1).index_select(1, self.order.to(parts[0].device))

@@ -20,7 +20,7 @@ References:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,7 @@ class Product:
     """A convolution at one pixel of the current row: a matrix product with a crop of its register."""
 
     def __init__(self, convolution: Shifted, register: Register) -> None:
+        assert convolution.bias is not None
         seen, (down, self.stride) = convolution.seen(register), convolution.dilation
         self.rows, self.first = slice(seen.start, seen.stop, down), register.margin - convolution.pads[0]
         self.columns = self.stride * convolution.kernel_size[1]
@@ -135,6 +136,15 @@ class Pointwise(nn.Linear):
         return F.conv2d(input, self.weight[..., None, None], self.bias)
 
 
+class Layer(nn.Module, ABC):
+    """A layer of a stream that goes from pixel to pixel."""
+
+    @abstractmethod
+    def stepper(self) -> Callable[..., Tensor]:
+        """At one pixel: (h [n, C], what it reads, embedding, `Pixels`) -> the next h. It calls no module, which would cost more
+        time than a product with one pixel."""
+
+
 See = Callable[[Shifted, Tensor], Tensor]
 
 
@@ -154,7 +164,7 @@ class GridState:
     seen: Register
     registers: dict[Shifted, Register]
     products: dict[Shifted, Product]
-    layers: dict[nn.Module, Callable[..., Tensor]]
+    layers: dict[Layer, Callable[..., Tensor]]
     head: list[Callable[[Tensor], Tensor]]
     rows: dict[nn.Module, Tensor] = field(default_factory=dict)
     columns: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -188,30 +198,26 @@ class Pixels:
         register.put(self.column, h)
         return self.state.products[convolution](register, self.column, bias)
 
-    def of_features(self, convolution: Shifted) -> Tensor:
+    def of_features(self, convolution: Shifted, bias: Tensor) -> Tensor:
         """The same for the pixels before this one, as their features."""
-        return self.state.products[convolution](self.state.seen, self.column)
-
-
-class Layer(nn.Module, ABC):
-    """A layer of a stream that goes from pixel to pixel."""
-
-    @abstractmethod
-    def stepper(self) -> Callable[..., Tensor]:
-        """At one pixel: (h [n, C], what it reads, embedding, `Pixels`) -> the next h. It calls no module, which would cost more
-        time than a product with one pixel."""
+        return self.state.products[convolution](self.state.seen, self.column, bias)
 
 
 class Position(nn.Module):
-    """A learned vector per place of the grid, added to a map, a row or a pixel."""
+    """A learned vector per place of the grid, added to a map or a row."""
 
     def __init__(self, width: int, height: int, columns: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, height, columns))
 
-    def forward(self, h: Tensor, row: int = 0, column: int = 0) -> Tensor:
-        """h [B, width, rows, columns] from `row` on, or [B, width] at (row, column)."""
-        return h + (self.weight[:, row, column] if h.ndim == 2 else self.weight[:, row : row + h.shape[2]])
+    def forward(self, h: Tensor, row: int = 0) -> Tensor:
+        """h [B, width, rows, columns] from `row` on."""
+        return h + self.weight[:, row : row + h.shape[2]]
+
+    def biases(self, row: int, convolution: Shifted, n: int) -> tuple[Tensor, ...]:
+        """A convolution's bias with what is added to it, [n, C] at each column of a row."""
+        assert convolution.bias is not None
+        return (self.weight[:, row].T + convolution.bias)[:, None].expand(-1, n, -1).unbind()
 
 
 class ChannelHead(nn.Module):
@@ -220,7 +226,7 @@ class ChannelHead(nn.Module):
     def __init__(self, width: int, features: list[int], out: int) -> None:
         super().__init__()
         self.before = nn.ModuleList(Pointwise(sum(features[:c]), width, bias=False) for c in range(1, len(features)))
-        self.out = nn.ModuleList(Pointwise(width, out) for _ in features)
+        self.out: Sequence[Pointwise] = nn.ModuleList(Pointwise(width, out) for _ in features)  # type: ignore[assignment]
 
     def forward(self, h: Tensor, features: list[Tensor], channel: int) -> Tensor:
         """[B, out, ...] of one channel; `features` of the channels before it, at least."""
@@ -325,9 +331,10 @@ class TwoStreams(GridNet):
 
     def begin_row(self, state: GridState, row: int) -> None:
         self.row(state, row, self.place_above(self.above.row(state.seen), row))
+        state.columns[self.left] = self.place_left.biases(row, self.left, len(state.seen.rows))
 
     def at_pixel(self, state: GridState, row: int, column: int) -> Tensor:
-        return self.pixel(state, row, column, self.place_left(Pixels(state, column).of_features(self.left), row, column))
+        return self.pixel(state, row, column, Pixels(state, column).of_features(self.left, state.columns[self.left][column]))
 
     @abstractmethod
     def maps(self, v: Tensor, h: Tensor, embedding: Tensor | None) -> Tensor:

@@ -112,10 +112,11 @@ class PixelCNN(GridNet):
     def begin_row(self, state: GridState, row: int) -> None:
         for register in state.registers.values():
             register.next_row()
+        state.columns[self.first] = self.place.biases(row, self.first, len(state.seen.rows))
 
     def at_pixel(self, state: GridState, row: int, column: int) -> Tensor:
         see = Pixels(state, column)
-        h = self.place(see.of_features(self.first), row, column)
-        for layer in self.layers:
-            h = state.layers[layer](h, None, state.embedding, see)
+        h = see.of_features(self.first, state.columns[self.first][column])
+        for layer in state.layers.values():
+            h = layer(h, None, state.embedding, see)
         return h
