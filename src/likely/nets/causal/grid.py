@@ -44,8 +44,7 @@ class Register:
     margin: int
 
     def __post_init__(self) -> None:
-        """Views of the pixels of the current row, and of crops: to make one costs more time than to use it."""
-        self.pixels = self.rows[:, :, -1].unbind(1)
+        """Crops are views that are kept: to make one costs more time than to use it."""
         self.crops: dict[tuple[Product, int], Tensor] = {}
 
     def next_row(self) -> None:
@@ -56,7 +55,7 @@ class Register:
 
     def put(self, column: int, h: Tensor) -> None:
         """One pixel [n, C] of the current row."""
-        self.pixels[self.margin + column].copy_(h)
+        self.rows.select(1, self.margin + column).select(1, -1).copy_(h)
 
     def put_row(self, h: Tensor) -> None:
         """The current row [n, C, columns]."""
