@@ -22,7 +22,7 @@ LAYERS = [
     ["ancestral", "invertible"],
     ["families"],
     ["store", "sources"],
-    ["training", "train"],
+    ["training", "train", "target"],
     ["evaluation"],
     ["enumeration"],
     ["laws"],

@@ -25,6 +25,7 @@ _HOMES = {
     "evaluate": "likely.evaluation",
     "fill": "likely.filling",
     "fit": "likely.verbs",
+    "fit_target": "likely.target",
     "interpolate": "likely.latents",
     "load": "likely.sources",
     "models": "likely.verbs",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from likely.sources import load as load
     from likely.space import Space as Space
     from likely.store import save as save
+    from likely.target import fit_target as fit_target
     from likely.train import Run as Run
     from likely.verbs import data as data
     from likely.verbs import fit as fit
