@@ -26,7 +26,7 @@ __all__ = ["MaskedMLP", "MaskedState"]
 
 
 class Block(nn.Module):
-    """h + W2 silu(FiLM(W1 silu(h))), both masked."""
+    """h + W2 relu(FiLM(W1 relu(h))), both masked."""
 
     def __init__(self, degree: Tensor, embedding: int | None, dropout: float) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, h: Tensor, degree: Tensor, embedding: Tensor | None) -> Tensor:
-        g = self.up.masked(F.silu(h), degree, degree)
+        g = self.up.masked(F.relu(h), degree, degree)
         g = self.film(g, embedding) if self.film else g
-        return h + self.down.masked(F.dropout(F.silu(g), self.dropout, self.training), degree, degree)
+        return h + self.down.masked(F.dropout(F.relu(g), self.dropout, self.training), degree, degree)
 
 
 @dataclass
@@ -93,7 +93,8 @@ class MaskedMLP(nn.Module):
         preset = self.sizes[size]
         width, depth = max(width or preset["width"], space.dims), preset["depth"] if depth is None else depth
         self.dims, self.out = space.dims, out
-        degree, entry = torch.arange(width) * space.dims // width, torch.arange(space.dims)  # degree 0 sees nothing
+        self.lowest = 1 if given is None and space.dims > 1 else 0  # units that see nothing are of use where there is a `given`
+        degree, entry = self.lowest + torch.arange(width) * (space.dims - self.lowest) // width, torch.arange(space.dims)
         self.register_buffer("degree", degree.int(), persistent=False)
         self.register_buffer("entry", entry.int(), persistent=False)
         self.given = Conditioner(given, width)
@@ -111,7 +112,7 @@ class MaskedMLP(nn.Module):
         h = h if embedding is None else h + embedding
         for block in self.blocks:
             h = block(h, self.degree, embedding)
-        return self.last.masked(F.silu(h), self.degree, self.entry.repeat(self.out)).view(len(x), self.out, self.dims)
+        return self.last.masked(F.relu(h), self.degree, self.entry.repeat(self.out)).view(len(x), self.out, self.dims)
 
     # -- entry by entry ---------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class MaskedMLP(nn.Module):
 
     def _begin(self, degree: int) -> int:
         """The first unit of a degree."""
-        return -(-degree * len(self.degree) // self.dims)
+        return -(-max(0, degree - self.lowest) * len(self.degree) // (self.dims - self.lowest))
 
     def step(self, state: MaskedState, x_i: Tensor | None) -> Tensor:
         """Take the previous entry [n] (None at first); raw parameters [n, out] of the next."""
@@ -141,7 +142,7 @@ class MaskedMLP(nn.Module):
 
         def grow(values: Tensor) -> None:
             nonlocal layer
-            layer, values = layer + 1, F.silu(values)
+            layer, values = layer + 1, F.relu(values)
             if state.entry == 0:
                 state.constant.append(values)
             else:
