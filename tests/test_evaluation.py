@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import likely
 from likely.dataset import Data, Split
 from likely.evaluation.features import features
 from likely.evaluation.fidelity import memorisation, nearest, precision_recall
@@ -290,3 +291,19 @@ def test_galleries_show_the_data():
 def test_rows_and_reports_do_not_import_torch():
     code = "import sys, likely.evaluation, likely.report.html, likely.report.terminal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_bound_is_told_by_one_draw_and_by_many():
+    from likely.verbs import score
+
+    data = likely.load("bars-and-stripes")
+    model = likely.fit(data, "flow", size="tiny", steps=20, progress=False).model
+    with torch.no_grad():
+        result = held_out_bits(model, data)
+        one = held_out_bits(model, data, draws=1)
+    assert f"K={model.bound_draws}; K=1: <= {one.value:.3f}" in result.how
+    assert "K=1:" not in one.how
+    assert result.value < one.value
+    rows = score(model, data)
+    assert sum(row["bits"] for row in rows) < sum(row["bits_by_one_draw"] for row in rows)
+    assert "bits_by_one_draw" not in score(model, data, draws=1)[0]

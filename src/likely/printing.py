@@ -128,7 +128,11 @@ def scored(rows: list[dict[str, Any]], top: int, out: Path | None) -> None:
         table.add_row(str(row["rank"]), str(row["example"]), value, f"{row['nats']:.2f}", f"{row['percentile']:.1%}")
     console.print(table)
     mean = math.fsum(row["bits"] for row in rows) / len(rows)
-    console.print(f"mean {format_bits(mean, rows[0]['kind'])} {rows[0]['unit']} over {len(rows)} examples")
+    told = [rows[0]["how"]] if rows[0]["how"] else []
+    if "bits_by_one_draw" in rows[0]:
+        told.append(f"K=1: {format_bits(math.fsum(row['bits_by_one_draw'] for row in rows) / len(rows), rows[0]['kind'])}")
+    where = f"  ({'; '.join(told)})" if told else ""
+    console.print(f"mean {format_bits(mean, rows[0]['kind'])} {rows[0]['unit']} over {len(rows)} examples{where}", soft_wrap=True)
     if out is not None:
         from likely.store import write_atomically
 

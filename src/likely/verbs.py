@@ -157,7 +157,8 @@ def score(
         read: options of reading that differ from those of the fit, such as `precision` or `resize`.
         draws: of a bound; the family's own number by default.
 
-    Returns: one record per example: `example` (its row), `nats` (log p), `bits` in `unit`, `kind`, `how`, `rank`
+    Returns: one record per example: `example` (its row), `nats` (log p), `bits` in `unit` (of a bound that several draws tighten
+        beside them `bits_by_one_draw`), `kind`, `how`, `rank`
         (1 is the least likely), and `percentile`: the share of examples that are likelier.
 
     Raises: UsageError for a model without a likelihood.
@@ -170,8 +171,11 @@ def score(
             f"{type(fitted).__name__} has no likelihood, so it cannot score.", f"Those that have: {', '.join(families_with('likelihood'))}."
         )
     split = _split_to_score(model, fitted, source, given, read)
-    result = of_text(log_prob(fitted, split, draws=draws or fitted.bound_draws, seed=seed), fitted.space)
-    bits = -result.nats / fitted.space.nats_per_unit_of(split.x)
+    draws = draws or fitted.bound_draws
+    result = of_text(log_prob(fitted, split, draws=draws, seed=seed), fitted.space)
+    per = fitted.space.nats_per_unit_of(split.x)
+    bits = -result.nats / per
+    loose = -log_prob(fitted, split, draws=1, seed=seed).nats / per if draws > 1 and result.kind == "lower bound" else None
     order = result.nats.argsort().tolist()
     likelier = len(order) - torch.searchsorted(result.nats[order], result.nats, right=True)
     return [
@@ -179,6 +183,7 @@ def score(
             "example": i,
             "nats": result.nats[i].item(),
             "bits": bits[i].item(),
+            **({} if loose is None else {"bits_by_one_draw": loose[i].item()}),
             "unit": fitted.space.unit,
             "kind": result.kind,
             "how": result.how,

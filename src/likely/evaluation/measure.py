@@ -14,7 +14,7 @@ from torch import Tensor
 from likely.dataset import Data, Split
 from likely.evaluation.quality import EXAMPLES, Floors, examples, held_out, quality
 from likely.evaluation.row import Row
-from likely.logprob import Bits, LogProb, bits
+from likely.logprob import Bits, LogProb, bits, format_bits
 from likely.model import Likelihood, Model
 from likely.noise import seeded
 
@@ -71,18 +71,22 @@ def held_out_bits(model: Likelihood, data: Data, *, draws: int | None = None, se
     """Test code length; of a text, of the whole test stretch as one sequence.
 
     Of anything else the test examples are scored in random order until `seconds` are spent: mostly all of them, and
-    `how` says so where it is a part.
+    `how` says so where it is a part. Of a bound that several draws tighten it also says what one draw gives.
     """
     if data.test.stream is not None:
         from likely.evaluation.stretch import stretch_bits
 
         return stretch_bits(model, data)[0]
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))
-    scored = log_prob(model, Split(*data.test.rows(order)), draws=draws or model.bound_draws, seed=seed, seconds=seconds)
-    result = bits(scored, model.space)
-    if result.n == len(data.test):
-        return result
-    return replace(result, how="; ".join(h for h in (result.how, f"{result.n} of {len(data.test)} test examples, drawn at random") if h))
+    draws = draws or model.bound_draws
+    scored = log_prob(model, Split(*data.test.rows(order)), draws=draws, seed=seed, seconds=seconds)
+    result, told = bits(scored, model.space), []
+    if result.kind == "lower bound" and draws > 1:
+        one = bits(log_prob(model, Split(*data.test.rows(order[: result.n])), draws=1, seed=seed), model.space)
+        told.append(f"K=1: {format_bits(one.value, one.kind)}")  # what tightening is worth
+    if result.n < len(data.test):
+        told.append(f"{result.n} of {len(data.test)} test examples, drawn at random")
+    return replace(result, how="; ".join(h for h in (result.how, *told) if h))
 
 
 def log_prob(model: Likelihood, split: Split, *, draws: int = 1, seed: int = 0, seconds: float = math.inf) -> LogProb:
