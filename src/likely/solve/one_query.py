@@ -2,8 +2,8 @@
 
 A step of many streams does two operations with each number that it reads, so time is that of reading keys and values, and
 of a single stream that of starting operations. Here each is read once, in order, and a step starts two functions; the softmax
-between them is torch's. Matrix products of torch take up to twice as long for many streams on one thread, and its fused
-kernel three times.
+between them is torch's. For 64 streams on one thread, matrix products of torch took half as long again where both were timed
+alone, and its fused kernel nearly three times as long.
 """
 
 from typing import no_type_check
