@@ -154,3 +154,16 @@ def test_any_nominal_survives_the_relaxation(levels, missing, seed):
     space = Space.columns(Support("nominal", levels, missing=missing))
     x = torch.randint(-1 if missing else 0, levels, (64, 1), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(space.snap(space.relax(x).value), x)
+
+
+def test_repeats_of_real_columns_are_told_and_a_fit_warns():
+    import likely
+
+    smooth, zeros = torch.randn(200), torch.randn(200).relu()
+    data = likely.load(torch.stack([smooth, zeros, smooth.round(decimals=1)], 1))
+    lines = data.repeats()
+    assert [line.split(":")[0] for line in lines] == ["Column x1", "Column x2"]
+    assert "0 in " in lines[0]
+    with pytest.warns(UserWarning, match="no limit there"):
+        likely.fit(data, "gmm", size="tiny", progress=False)
+    assert not likely.load(smooth[:, None]).repeats()

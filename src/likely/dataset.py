@@ -13,6 +13,9 @@ from likely.space import Space
 
 __all__ = ["Data", "Split", "Truth", "permutation_split"]
 
+_FEW = 20  # values, of which fewer say nothing about repeats
+_ATOM = 0.02  # share of one value
+
 
 @dataclass(frozen=True)
 class Split:
@@ -99,6 +102,25 @@ class Data:
         if not self.space.vocabulary:
             return self.space.nats_per_unit
         return self.space.nats_per_unit_of(self.train.apart().x).mean().item()
+
+    def repeats(self) -> list[str]:
+        """A line for each real column of a table whose training values repeat: a density has no limit there, and its nats mean little."""
+        if self.space.layout != "columns":
+            return []
+        told = []
+        for i, s in enumerate(self.space.supports):
+            values = self.train.x[:, i]
+            values = values[values.isfinite()] if s.kind == "real" else values[:0]
+            if len(values) < _FEW:
+                continue
+            distinct, counts = values.unique(return_counts=True)
+            top = int(counts.max())
+            if top >= _ATOM * len(values) or len(distinct) < len(values) / 2:
+                told.append(
+                    f"Column {s.name or i}: {len(distinct)} distinct of {len(values)} real values, {distinct[counts.argmax()].item():g} in "
+                    f"{top / len(values):.0%} of rows. A density has no limit there: give the numbers a precision, which makes it a mass."
+                )
+        return told
 
     def unconditional(self) -> "Data":
         """The same examples without their `given`: what p(x) is fitted to."""

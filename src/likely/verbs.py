@@ -4,6 +4,7 @@ Each takes what a person has at hand: a source or a `Data`, a stored model's fol
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -53,6 +54,9 @@ def fit(source: Any, model: str | Model = "autoregressive", *, given: Any = None
     Returns: a `Run` with `model`, `seconds`, `steps`, `curve`.
     """
     data = as_data(source, given=given)
+    if train.is_main_process():
+        for line in data.repeats():
+            warnings.warn(line, UserWarning, stacklevel=2)
     run = train.fit(data, model, out=out, **how)
     if out is not None and train.is_main_process():
         _record_test(run, data, Path(out))
