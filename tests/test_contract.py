@@ -11,7 +11,7 @@ CASES = [(name, data) for name in families.FAMILIES for data in DATA if families
 USUAL = [
     (name, data)  # all of them with room
     for name, data in CASES
-    if families.FAMILIES[name].featured or data in ("grid-given", "points") or (data == "columns" and not families.FAMILIES[name].preset)
+    if families.FAMILIES[name].featured or data in ("grid-given", "points")
 ]
 FEW, MANY = Room(), Room(steps=1000, draws=2000, samples=20_000)
 

@@ -8,7 +8,8 @@ u is the example lifted to reals (`Space.relax`), z = f(u) is noise. A family bu
 import math
 from abc import ABC
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +17,12 @@ from torch import Tensor
 from likely.bijections import Bijection
 from likely.completion import REFERENCE, complete
 from likely.errors import UsageError
-from likely.logprob import LogProb
+from likely.logprob import LogProb, compose
 from likely.model import Fillable, Filled, Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
 from likely.noise import Noise
 from likely.space import Relaxed, Space
 
-__all__ = ["Drawn", "Invertible"]
+__all__ = ["Drawn", "Invertible", "log_normal"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _PARTICLES = 32
@@ -39,6 +40,7 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
     """Carries data to standard normal noise by `map`, from the relaxed space's shape to [B, dims], and back."""
 
     map: Bijection
+    as_computed: ClassVar[bool] = True  # whether the log-determinants of the map itself are exact
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
         super().__init__(space, given=given, size=size)
@@ -55,7 +57,7 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
     def log_density(self, u: Tensor, given: Tensor | None) -> Tensor:
         """log p(u) of relaxed examples, nats [B], float64."""
         z, log_det = self._to_noise(u, given)
-        return log_det + _log_normal(z)
+        return log_det + log_normal(z)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         relaxed = self.space.relax(x)
@@ -63,7 +65,11 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         relaxed = self.space.relax(x, noise=noise)
-        return relaxed.log_prob(self.log_density(relaxed.value, _per_draw(given, relaxed)))
+        return _joined(relaxed, self.density(relaxed.value, _per_draw(given, relaxed), noise))
+
+    def density(self, u: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        """log p(u) of relaxed examples and its kind: exact, but for maps that are solved or estimated (`as_computed` is False)."""
+        return LogProb(self.log_density(u, given), "exact")
 
     def start(self, x: Tensor, given: Tensor | None = None) -> None:
         self.map.start(self.space.relax(x).value, given)
@@ -122,11 +128,11 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
                 z = temperature * torch.randn(min(rows, n - first), dims, device=device)
                 u, log_det = self._from_noise(z, None if given is None else given[first : first + rows])
                 parts.append(self.space.snap(u))
-                nats.append(_log_normal(z) - log_det)
+                nats.append(log_normal(z) - log_det)
             x = torch.cat(parts) if parts else torch.empty(0, *self.space.shape, dtype=self.space.dtype, device=device)
             if not with_log_prob:
                 return x
-            if self.space.discrete or self.space.flags:
+            if self.space.discrete or self.space.flags or not self.as_computed:
                 return Drawn(x, self.log_prob(x, given, draws=self.bound_draws))
         scale = self.space.relax(x[:1]).nats  # of the standardisation, alike for all
         return Drawn(x, LogProb(torch.cat(nats) + scale, "exact"))
@@ -139,9 +145,18 @@ def _chunks(v: Tensor, given: Tensor | None) -> Iterator[tuple[Tensor, Tensor | 
         yield v[first : first + rows], None if given is None else given[first : first + rows]
 
 
-def _log_normal(z: Tensor) -> Tensor:
+def log_normal(z: Tensor) -> Tensor:
     """Log-density of standard normal noise [B, dims], nats [B], float64."""
     return -(0.5 * z.square() + _LOG_SQRT_2PI).sum(1, dtype=torch.float64)
+
+
+def _joined(relaxed: Relaxed, density: LogProb) -> LogProb:
+    """log p of examples from the density of their draws, whose errors add by the draws' shares in the mean."""
+    whole, stderr = relaxed.log_prob(density.nats, how=density.how), None
+    if density.stderr is not None:
+        share = (density.nats + relaxed.nats).view(relaxed.draws, -1).softmax(0)
+        stderr = (share * density.stderr.view(relaxed.draws, -1)).square().sum(0).sqrt()
+    return replace(whole, kind=compose(whole.kind, density.kind), stderr=stderr)
 
 
 def _per_draw(given: Tensor | None, relaxed: Relaxed) -> Tensor | None:

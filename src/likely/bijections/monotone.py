@@ -94,12 +94,23 @@ class MixtureCDF(Elementwise):
     def _mixture(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and log-scales [B, components, n], float64."""
         weights, means, scales = raw.double().unflatten(1, (3, self.components)).unbind(1)
+        log_weights, places, start = (v.to(raw.device) for v in self._row)
+        return (weights + log_weights).log_softmax(1), means + places, start + self.reach * torch.tanh(scales / self.reach)
+
+    @property
+    def _row(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (up to a constant), means and log-scale where raw parameters are zero, float64 [components, 1] or [1]."""
         spread = math.sqrt(0.5) * (math.pi / math.sqrt(3) if self.base == "logistic" else 1.0)
         ends = 0.0 if self.components == 1 else 2.5 * spread
-        places = torch.linspace(-ends, ends, self.components, dtype=torch.float64, device=raw.device)[:, None]
+        places = torch.linspace(-ends, ends, self.components, dtype=torch.float64)[:, None]
         start = 0.0 if self.components == 1 else 0.5 * math.log(0.5)
-        weights = (weights - 0.5 * (places / spread).square()).log_softmax(1)
-        return weights, means + places, start + self.reach * torch.tanh(scales / self.reach)
+        return -0.5 * (places / spread).square(), places, torch.tensor([start], dtype=torch.float64)
+
+    def raw_of(self, means: Tensor, scales: Tensor) -> Tensor:
+        """Raw parameters [size, n] of components of equal weight at `means` [components, n], as wide as `scales`, if that is in reach."""
+        log_weights, places, start = (v.to(means.device) for v in self._row)
+        far = ((scales.double().log() - start) / self.reach).clamp(-0.99, 0.99)
+        return torch.cat([(-log_weights).expand_as(means), means - places, self.reach * far.atanh()])
 
     def _sides(self, x: Tensor, mixture: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """log F, log (1 - F) and log F' at x [B, n]."""
