@@ -14,8 +14,8 @@ from common import emit, options, peer, steps_within
 
 SETTINGS = {  # of ours: a name of the registry and options
     "flow": ("flow", {}),
-    "flow, layers 10": ("flow", {"layers": 10}),
-    "flow, dropout 0": ("flow", {"dropout": 0.0}),
+    "flow, no dropout": ("flow", {"dropout": 0.0}),
+    "flow, narrow": ("flow", {"width": 64, "layers": 5, "dropout": 0.0, "lr": 4e-3}),
 }
 PEERS = ("zuko", "nflows", "normflows")
 
