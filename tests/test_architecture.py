@@ -18,7 +18,7 @@ LAYERS = [
     ["dataset"],
     ["model", "distribution"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
-    ["stepwise", "dynamic", "completion"],
+    ["stepwise", "dynamic", "completion", "dequantization"],
     ["ancestral", "invertible"],
     ["families"],
     ["store", "sources"],

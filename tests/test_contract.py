@@ -13,6 +13,7 @@ USUAL = [
     for name, data in CASES
     if families.FAMILIES[name].featured or data in ("grid-given", "points")
 ]
+OPTIONS = [(data, {"dequantization": "variational"}) for data in ("grid-given", "columns")]  # of `flow`: other ways to the same law
 FEW, MANY = Room(), Room(steps=1000, draws=2000, samples=20_000)
 
 
@@ -29,6 +30,12 @@ def _first_step() -> None:
 def test_family_keeps_the_contract(name, data):
     findings = check_model(name, DATA[data], room=FEW)
     assert {"samples belong", "store keeps"} <= {finding.law for finding in findings}
+
+
+@pytest.mark.parametrize(("data", "options"), OPTIONS, ids=str)
+def test_flow_keeps_the_contract_however_it_dequantizes(data, options):
+    findings = check_model("flow", DATA[data], room=FEW, **options)
+    assert {"samples belong", "mass is one", "rows are independent"} <= {finding.law for finding in findings}
 
 
 @pytest.mark.slow

@@ -2,20 +2,21 @@
 
     log p(u) = log N(f(u); 0, I) + log |det df/du|
 
-u is the example lifted to reals (`Space.relax`), z = f(u) is noise. A family builds f as `self.map`, all else is here.
+u is the example lifted to reals (`Space.relax`), z = f(u) is noise. A family builds f as `self.map`, all else is here. One that sets
+`self.dequantizer` learns where in their cells numbers are lifted to.
 """
 
 import math
 from abc import ABC
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from likely.bijections import Bijection
+from likely.bijections import Bijection, chunks
 from likely.completion import REFERENCE, complete
+from likely.dequantization import Dequantizer
 from likely.errors import UsageError
 from likely.logprob import LogProb, compose
 from likely.model import Fillable, Filled, Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
@@ -44,6 +45,7 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
         super().__init__(space, given=given, size=size)
+        self.dequantizer: Dequantizer | None = None
         # dequantizations that evaluation affords: 64 of up to 128 entries, 10 of MNIST's 784, 4 of larger images
         self.bound_draws = max(4, min(64, 2**13 // space.dims)) if space.discrete else 1  # type: ignore[misc]
 
@@ -51,7 +53,7 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
 
     def _to_noise(self, u: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """z and log |det dz/du|, in chunks."""
-        z, log_det = zip(*(self.map(part, g) for part, g in _chunks(u, given)), strict=True)
+        z, log_det = zip(*(self.map(part, g) for part, g in chunks(u, given)), strict=True)
         return torch.cat(z), torch.cat(log_det)
 
     def log_density(self, u: Tensor, given: Tensor | None) -> Tensor:
@@ -60,12 +62,20 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
         return log_det + log_normal(z)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
-        relaxed = self.space.relax(x)
+        relaxed, given = self._lifted(x, given, Noise(x))
         return -relaxed.log_prob(self.log_density(relaxed.value, given)).nats.float()
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
-        relaxed = self.space.relax(x, noise=noise)
-        return _joined(relaxed, self.density(relaxed.value, _per_draw(given, relaxed), noise))
+        relaxed, given = self._lifted(x, given, noise)
+        return _joined(relaxed, self.density(relaxed.value, given, noise))
+
+    def _lifted(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Relaxed, Tensor | None]:
+        """Examples lifted to reals, and `given` for each of their draws."""
+        if self.dequantizer is None:
+            relaxed = self.space.relax(x, noise=noise)
+            return relaxed, _per_draw(given, relaxed.draws)
+        given = _per_draw(given, noise.draws)
+        return self.space.relax(x, noise=noise, within=self.dequantizer(x, given, noise)), given
 
     def density(self, u: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         """log p(u) of relaxed examples and its kind: exact, but for maps that are solved or estimated (`as_computed` is False)."""
@@ -81,9 +91,9 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
         return Space.reals(self.space.relaxed.dims)
 
     def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
-        relaxed = self.space.relax(x, draws)
-        z, log_det = self._to_noise(relaxed.value, _per_draw(given, relaxed))
-        return Relaxed(z, relaxed.nats + log_det, relaxed.exact, relaxed.draws)
+        relaxed, given = self._lifted(x, given, Noise(x, draws))
+        z, log_det = self._to_noise(relaxed.value, given)
+        return replace(relaxed, value=z, nats=relaxed.nats + log_det)
 
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         return self.space.snap(self._from_noise(z, expand_given(given, len(z)))[0])
@@ -103,7 +113,7 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
         with evaluating(self), torch.no_grad():
             z = torch.randn(REFERENCE, self.latent.dims, device=x.device)
             rows = None if given is None else given[torch.arange(len(z)) % len(given)]
-            own = torch.cat([self._from_noise(part, g)[0] for part, g in _chunks(z, rows)])
+            own = torch.cat([self._from_noise(part, g)[0] for part, g in chunks(z, rows)])
             return complete(self.space, self.log_density, own, x, known, given, draws, particles)
 
     def rsample(self, n: int, given: Tensor | None = None) -> Tensor:
@@ -138,13 +148,6 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
         return Drawn(x, LogProb(torch.cat(nats) + scale, "exact"))
 
 
-def _chunks(v: Tensor, given: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows of v, and theirs of `given`, as many at once as memory is meant for."""
-    rows = max(1, _CHUNK // max(1, math.prod(v.shape[1:])))
-    for first in range(0, len(v), rows):
-        yield v[first : first + rows], None if given is None else given[first : first + rows]
-
-
 def log_normal(z: Tensor) -> Tensor:
     """Log-density of standard normal noise [B, dims], nats [B], float64."""
     return -(0.5 * z.square() + _LOG_SQRT_2PI).sum(1, dtype=torch.float64)
@@ -159,5 +162,5 @@ def _joined(relaxed: Relaxed, density: LogProb) -> LogProb:
     return replace(whole, kind=compose(whole.kind, density.kind), stderr=stderr)
 
 
-def _per_draw(given: Tensor | None, relaxed: Relaxed) -> Tensor | None:
-    return None if given is None else given.repeat(relaxed.draws, *[1] * (given.ndim - 1))
+def _per_draw(given: Tensor | None, draws: int) -> Tensor | None:
+    return None if given is None else given.repeat(draws, *[1] * (given.ndim - 1))

@@ -5,8 +5,8 @@ r"""How discrete data are lifted to the reals and put back: dequantization, its 
 `relax` draws u ~ q(u|x) and returns -log q(u|x) in nats; `snap` is the way back. Per support:
 
     real      u = (x - center) / scale,                    nats = -log scale          (exact)
-    ordinal,  u = (i + U - center) / scale, U ~ U[0, 1),   nats = -log scale          (a bound)
-    decimal   where x is the integer i on the data's grid
+    ordinal,  u = (i + w - center) / scale, w ~ U[0, 1),   nats = -log scale          (a bound)
+    decimal   where x is the integer i on the data's grid; w ~ q(w | x) may be learnt (`dequantization`): -log q(w | x) is added
     nominal   K <= 16: K normals whose largest is swapped into place x,
               nats = -log K - sum log N(u_k)               (argmax surjection, a bound)
               K = 2 or K > 16: one half-normal per binary digit of x, its sign the digit,
@@ -38,7 +38,7 @@ from likely.support import MISSING, Support, from_grid, to_grid
 if TYPE_CHECKING:
     from likely.space import Space
 
-__all__ = ["Relaxed", "affine", "cells", "per_number", "relax", "snap"]
+__all__ = ["Relaxed", "Within", "affine", "cells", "context", "per_number", "relax", "snap"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -51,14 +51,24 @@ class Relaxed:
     nats: Float[Tensor, " rows"]
     exact: bool
     draws: int = 1
+    dequantized: str = "uniform"
 
     def log_prob(self, log_density: Tensor, *, how: str = "") -> LogProb:
         """log p(x) from the model's log-density at `value`, the draws joined by log mean exp."""
         nats = log_mean_exp(log_density.double() + self.nats, self.draws)
         if self.exact:
             return LogProb(nats, "exact", how=how)
-        dequantized = f"uniform dequantization, K={self.draws}"
+        dequantized = f"{self.dequantized} dequantization, K={self.draws}"
         return LogProb(nats, "lower bound", how="; ".join(h for h in (how, dequantized) if h))
+
+
+@dataclass(frozen=True)
+class Within:
+    """Shares w [draws * batch, numbers, ...] of their cells that numbers are lifted to, -log q(w|x) in `nats`, and what q is called."""
+
+    share: Float[Tensor, "rows ..."]
+    nats: Float[Tensor, " rows"]
+    law: str
 
 
 # --- numbers ------------------------------------------------------------------------------------------
@@ -88,35 +98,41 @@ def _grid_index(space: "Space", x: Tensor) -> Tensor:
 # --- there --------------------------------------------------------------------------------------------
 
 
-def relax(space: "Space", x: Tensor, draws: int, noise: Noise | None) -> Relaxed:
+def relax(space: "Space", x: Tensor, draws: int, noise: Noise | None, within: Within | None = None) -> Relaxed:
     """See `Space.relax`."""
     exact = not space.discrete and not space.flags
     noise = Noise(x, 1) if exact else noise or Noise(x, draws)
     x = noise.repeat(x)
-    parts = [_relax_numbers(space, x[:, space.numbers] if space.nominals else x, noise)] if space.numbers else []
+    parts = [_relax_numbers(space, x[:, space.numbers] if space.nominals else x, noise, within)] if space.numbers else []
     parts += [_relax_nominal(x[:, i], space.supports[i], noise) for i in space.nominals]
     values, nats = zip(*parts, strict=True)
-    return Relaxed(torch.cat(values, 1).to(torch.get_default_dtype()), torch.stack(nats).sum(0), exact, noise.draws)
+    value, total = torch.cat(values, 1).to(torch.get_default_dtype()), torch.stack(nats).sum(0)
+    return Relaxed(value, total, exact, noise.draws, within.law if within else "uniform")
 
 
-def _relax_numbers(space: "Space", x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+def _relax_numbers(space: "Space", x: Tensor, noise: Noise, within: Within | None) -> tuple[Tensor, Tensor]:
     """Numeric entries -> (values and missing flags, nats)."""
-    number = _grid_index(space, x).double() + noise.uniform(*x.shape[1:]) if space.discrete else x.double()
+
+    def share() -> Tensor:
+        return noise.uniform(*x.shape[1:]) if within is None else within.share
+
+    more = 0.0 if within is None else within.nats
+    number = _grid_index(space, x).double() + share() if space.discrete else x.double()
     center, scale = affine(space, x)
     value, nats = (number - center) / scale, -scale.log().expand_as(number)
     if not space.flags:
-        return value, _flat_sum(nats)
+        return value, _flat_sum(nats) + more
     may_miss = per_number([s.missing for s in _numeric(space)], x).bool()
     lost = may_miss & (x == MISSING if space.discrete else x.isnan())
-    filler, filler_nats = _filler(space, x, noise)
+    filler, filler_nats = _filler(space, x, share())
     value, nats = torch.where(lost, filler, value), torch.where(lost, filler_nats, nats)
     flag, flag_nats = _relax_sign(lost[:, [s.missing for s in _numeric(space)]], noise)
-    return torch.cat([value, flag], 1), _flat_sum(nats) + flag_nats
+    return torch.cat([value, flag], 1), _flat_sum(nats) + flag_nats + more
 
 
-def _filler(space: "Space", x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """What stands for a missing number, and minus its log-density."""
-    w, (center, scale) = noise.uniform(*x.shape[1:]), affine(space, x)
+def _filler(space: "Space", x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands for a missing number, from its share w in (0, 1), and minus its log-density where that is uniform."""
+    center, scale = affine(space, x)
     levels = per_number([s.levels for s in _numeric(space)], x)
     u = torch.special.ndtri(w)
     value = torch.where(levels > 0, (levels * w - center) / scale, u)
@@ -150,6 +166,25 @@ def _normal_nats(u: Tensor) -> Tensor:
 
 def _flat_sum(nats: Tensor) -> Tensor:
     return nats.double().flatten(1).sum(1)
+
+
+def context(space: "Space", x: Tensor) -> Tensor:
+    """What a net is told of discrete examples [batch, *shape], laid out as by `relax` but without noise.
+
+    Numbers are the middles of their cells, 0 where missing; flags, and the codes of categories, are 0 or 1.
+    """
+    parts: list[Tensor] = []
+    if space.numbers:
+        codes, may_miss = x[:, space.numbers], [s.missing for s in _numeric(space)]
+        center, scale = affine(space, codes)
+        lost = (codes == MISSING) & per_number(may_miss, codes).bool()
+        parts += [((_grid_index(space, codes) + 0.5 - center) / scale).masked_fill(lost, 0.0), lost[:, may_miss]]
+    for i in space.nominals:
+        s = space.supports[i]
+        states = s.levels + s.missing
+        code = torch.where(x[:, i] < 0, states - 1, x[:, i])
+        parts.append(torch.stack([code == k if s.codes == states else (code >> k) & 1 for k in range(s.codes)], 1))
+    return torch.cat([part.to(torch.get_default_dtype()) for part in parts], 1)
 
 
 # --- and back -----------------------------------------------------------------------------------------

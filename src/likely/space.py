@@ -16,7 +16,7 @@ from torch import Tensor
 from likely import relaxation
 from likely.errors import DataError
 from likely.noise import Noise
-from likely.relaxation import Relaxed
+from likely.relaxation import Relaxed, Within
 from likely.support import MISSING, Support, from_grid, to_grid
 
 __all__ = ["MISSING", "Relaxed", "Space", "Support", "from_grid", "to_grid"]
@@ -258,15 +258,16 @@ class Space:
         width = len(self.numbers) + len(self.flags) + sum(self.supports[i].codes for i in self.nominals)
         return Space(self.layout, (width, *self.shape[1:]), (Support("real"),) * width)
 
-    def relax(self, x: Tensor, draws: int = 1, noise: Noise | None = None) -> Relaxed:
+    def relax(self, x: Tensor, draws: int = 1, noise: Noise | None = None, within: Within | None = None) -> Relaxed:
         """Lift a batch to centred, scaled reals of `self.relaxed`.
 
         Args:
             x: [batch, *shape].
             draws: copies of each example, draw-major; ignored where nothing is random, or given `noise`.
             noise: where the randomness comes from; torch's global generator by default.
+            within: where in their cells numbers are lifted to, one row per draw of `noise`; uniform by default.
         """
-        return relaxation.relax(self, x, draws, noise)
+        return relaxation.relax(self, x, draws, noise, within)
 
     def snap(self, u: Tensor) -> Tensor:
         """Put reals of `self.relaxed` back on the data's own values, [batch, *shape]."""

@@ -1,7 +1,7 @@
 """Invertible maps with log-determinants: the parts of normalizing flows."""
 
 from likely.bijections.autoregressive import Autoregressive
-from likely.bijections.base import Bijection, Chain, Inverse, per_example
+from likely.bijections.base import Bijection, Chain, Inverse, chunks, per_example
 from likely.bijections.coupling import MASKS, Coupling, mask
 from likely.bijections.domains import Logit, Softplus
 from likely.bijections.elementwise import Affine, Elementwise, Spline
@@ -32,6 +32,7 @@ __all__ = [
     "Softplus",
     "Spline",
     "Squeeze",
+    "chunks",
     "mask",
     "per_example",
 ]

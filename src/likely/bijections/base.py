@@ -5,6 +5,7 @@ log |det dy/dx| [B] in nats and float64, from one pass; `inverse` does the same 
 round. For a density this is all there is: log p(x) = log p(y) + log |det dy/dx|.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -12,7 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bijection", "Chain", "Inverse", "no_volume", "per_example"]
+__all__ = ["Bijection", "Chain", "Inverse", "chunks", "no_volume", "per_example"]
+
+_CHUNK = 2**16  # entries that pass a map at once, so that memory stays bounded
 
 
 def per_example(log_derivative: Tensor) -> Tensor:
@@ -23,6 +26,13 @@ def per_example(log_derivative: Tensor) -> Tensor:
 def no_volume(x: Tensor) -> Tensor:
     """The log-determinant [B] of a map that keeps volume."""
     return x.new_zeros(len(x), dtype=torch.float64)
+
+
+def chunks(v: Tensor, given: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows of v, and theirs of `given`, as many at once as memory is meant for."""
+    rows = max(1, _CHUNK // max(1, math.prod(v.shape[1:])))
+    for first in range(0, len(v), rows):
+        yield v[first : first + rows], None if given is None else given[first : first + rows]
 
 
 class Bijection(nn.Module, ABC):

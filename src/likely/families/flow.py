@@ -3,7 +3,8 @@ r"""Normalizing flow: an invertible map f of the data to noise, so that the like
     log p(u) = log N(f(u); 0, I) + log |det df/du|
 
 Discrete data are lifted to reals first (`Space.relax`), which makes the mass a lower bound; the mean
-of p over K draws of the lifting tightens it. The map is a chain of
+of p over K draws of the lifting tightens it, and so may learning where in its cell a number is lifted to
+(`dequantization`). The map is a chain of
 
     marginals     every ordinal entry by its own histogram (the chain starts as good as `histogram`), or by a logit
     ActNorm       entries or channels to mean 0 and variance 1
@@ -26,6 +27,7 @@ References:
     | Improving variational inference with inverse autoregressive flow (Kingma et al., 2016) | https://arxiv.org/abs/1606.04934
     | Masked autoregressive flow for density estimation (Papamakarios et al., 2017) | https://arxiv.org/abs/1705.07057
     | Neural spline flows (Durkan et al., 2019) | https://arxiv.org/abs/1906.04032
+    | Flow++ (variational dequantization; Ho et al., 2019) | https://arxiv.org/abs/1902.00275
 """
 
 import math
@@ -55,6 +57,7 @@ from likely.bijections import (
     Squeeze,
     mask,
 )
+from likely.dequantization import Dequantizer
 from likely.errors import UsageError, nearest
 from likely.invertible import Invertible
 from likely.model import Recipe
@@ -96,6 +99,7 @@ class Flow(Invertible):
         masks: which half a coupling moves: "alternate", "halves" or "checkerboard" (images: then channels after each squeeze).
         marginals: of ordinal entries at first: "histogram", "logit" or "none".
         normalise: where ActNorm stands: "each" layer, "first" (images: each), or "none".
+        dequantization: of numbers on a grid: "uniform", or "variational" (learnt; it starts as uniform).
         multiscale: images by scales, squeezed; by default those of more than 256 entries.
         layers: couplings or autoregressive maps (per scale, on large images).
         bins: of a spline, or components of a mixture.
@@ -119,6 +123,7 @@ class Flow(Invertible):
         "masks": MASKS,
         "marginals": ("histogram", "logit", "none"),
         "normalise": ("each", "first", "none"),
+        "dequantization": ("uniform", "variational"),
     }
 
     def __init__(
@@ -133,6 +138,7 @@ class Flow(Invertible):
         masks: str = "alternate",
         marginals: str = "histogram",
         normalise: str = "first",
+        dequantization: str = "uniform",
         multiscale: bool | None = None,
         layers: int | None = None,
         bins: int | None = None,
@@ -148,6 +154,7 @@ class Flow(Invertible):
             "masks": masks,
             "marginals": marginals,
             "normalise": normalise,
+            "dequantization": dequantization,
         }
         for option, word in chosen.items():
             if word not in self.words[option]:
@@ -156,7 +163,8 @@ class Flow(Invertible):
         if dropout is None and (math.prod(shape) <= _FEW_ENTRIES or structure == "inverse"):
             dropout = 0.0
         sized = self.options(size, layers=layers, bins=bins, width=width, depth=depth, dropout=dropout)
-        self._layers, self._transform = sized.pop("layers"), _TRANSFORMS[transform](sized.pop("bins"))
+        self._layers, self._bins = sized.pop("layers"), sized.pop("bins")
+        self._transform = _TRANSFORMS[transform](self._bins)
         self._net = {"size": size, "given": given, **sized}
         self._structure, self._mixing, self._masks, self._normalise = structure, _MIXINGS[mixing], masks, normalise
         if structure == "coupling" and (math.prod(shape) > _VECTOR_UP_TO if multiscale is None else multiscale) and len(shape) == 3:
@@ -168,6 +176,8 @@ class Flow(Invertible):
         if transform == "additive":  # the layers keep volume
             body.append(ActNorm(math.prod(shape)))
         self.map = Chain([*_MARGINALS[marginals](space), *body])
+        if dequantization == "variational":
+            self.dequantizer = Dequantizer(space, Spline(self._bins), **self._net)
 
     def _vector(self, shape: tuple[int, ...]) -> list[Bijection]:
         dims = math.prod(shape)
