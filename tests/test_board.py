@@ -174,6 +174,14 @@ def test_other_settings_replace_what_depends_on_them(data, screen, canned, tmp_p
     assert set(ran(tasks)) == {"a", "c"}
 
 
+def test_repeats_of_real_columns_are_told_before_anything_runs(screen, canned, tmp_path):
+    half = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).relu()
+    split = [Split(half[a:b]) for a, b in ((0, 120), (120, 140), (140, 200))]
+    compare(Data(Space.reals(1), *split, name="half"), ["c"], out=tmp_path / "run", screen=screen)
+    told = screen.console.file.getvalue()
+    assert 0 <= told.find("warning: Column x0") < told.find("c:")
+
+
 def test_conditional_rows_say_so(data, screen, canned, tmp_path):
     assert [r.given for r in compare(data, ["c"], out=tmp_path / "1", given="label", screen=screen)] == ["label"]
     assert [r.given for r in compare(data, ["c"], out=tmp_path / "2", screen=screen)] == [None]

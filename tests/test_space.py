@@ -156,8 +156,9 @@ def test_any_nominal_survives_the_relaxation(levels, missing, seed):
     assert torch.equal(space.snap(space.relax(x).value), x)
 
 
-def test_repeats_of_real_columns_are_told_and_a_fit_warns():
+def test_repeats_of_real_columns_are_told_and_a_fit_warns(capsys):
     import likely
+    from likely.sources import print_description
 
     smooth, zeros = torch.randn(200), torch.randn(200).relu()
     data = likely.load(torch.stack([smooth, zeros, smooth.round(decimals=1)], 1))
@@ -166,4 +167,10 @@ def test_repeats_of_real_columns_are_told_and_a_fit_warns():
     assert "0 in " in lines[0]
     with pytest.warns(UserWarning, match="no limit there"):
         likely.fit(data, "gmm", size="tiny", progress=False)
+    assert likely.data(data)["repeats"] == lines
+    print_description(likely.data(data))
+    told = capsys.readouterr().out
+    assert "Column x1" in told
+    assert "Column x2" in told
+    assert "Column x0" not in told
     assert not likely.load(smooth[:, None]).repeats()

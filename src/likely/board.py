@@ -155,6 +155,8 @@ class _Comparison:
         write_rows(self.out / "rows.json", self.rows)
         facts = about(self.data, self.given, minutes=self.minutes, steps=self.steps, seeds=self.seeds, jobs=self.jobs, size=self.size)
         _write_json(self.out / "about.json", facts)
+        for line in self.data.repeats():
+            self.screen.say(f"warning: {line}")
         try:
             with tempfile.TemporaryDirectory(prefix="likely-") as temporary, self.screen:
                 self._prepare(Path(temporary), facts["floors"])

@@ -271,5 +271,5 @@ def families_with(ability: str) -> list[str]:
 
 
 def data(source: Any, **read: Any) -> dict[str, Any]:
-    """What is in a data set: counts, entropy per column, bits under trivial models, duplicates, what was skipped."""
+    """What is in a data set: counts, entropies, bits under trivial models, duplicates, reals that repeat, what was skipped."""
     return sources.describe(as_data(source, **read))

@@ -37,6 +37,7 @@ def describe(data: Data) -> dict[str, Any]:
         "entropy": _entropies(data),
         "trivial": _trivial(data),
         "true_entropy": None if data.truth is None else data.truth.entropy / data.nats_per_unit,
+        "repeats": data.repeats(),
         "card": data.card,
     }
 
@@ -195,6 +196,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("trivial", f"{trivial['uniform']:.3f} uniform, {trivial['histogram']:.3f} histogram, {facts['unit']}"))
     if facts["true_entropy"] is not None:
         lines.append(("true entropy", f"{facts['true_entropy']:.4f} {facts['unit']}"))
+    lines += [("repeats", line) for line in facts["repeats"]]
     shown = {k: v for k, v in facts["card"].items() if k not in ("source", "options", "split")}
     return lines + [(name.replace("_", " "), _listed(value, ours=name == "duplicates")) for name, value in shown.items()]
 
