@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from likely.bijections.base import Bijection, per_example
+from likely.bijections.base import Bijection
 from likely.bijections.elementwise import Elementwise
 from likely.model import evaluating
 
@@ -68,43 +68,41 @@ class Autoregressive(Bijection):
         self.transform, self.net, self.by, self.passes = transform, net, by, 0
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, log_derivative = self.transform(x, self.net(x, given))
-        return y, per_example(log_derivative)
+        return self.transform.among(x, None, self.net(x, given))
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x and log |det dx/dy|; dropout is off, for passes must agree."""
         with evaluating(self.net):
             with torch.no_grad():
-                x, log_derivative = self._by_iteration(y, given) if self.by == "iteration" else self._by_steps(y, given)
+                x, log_det = self._by_iteration(y, given) if self.by == "iteration" else self._by_steps(y, given)
             if not torch.is_grad_enabled() or not (y.requires_grad or any(p.requires_grad for p in self.net.parameters())):
-                return x, per_example(log_derivative)
+                return x, log_det
             x = self._implicit(x, y, given)
             return x, -self(x, given)[1]
 
     def _by_iteration(self, y: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x, and log dx_i/dy_i; see above why it is exact."""
-        solution, log_derivative = torch.empty_like(y), torch.empty_like(y)
+        """See above why it is exact."""
+        solution, log_det = torch.empty_like(y), y.new_empty(len(y), dtype=torch.float64)
         left, x, self.passes = torch.arange(len(y), device=y.device), y, 0
         while len(left):
-            new, log_new = self.transform.inverse(y, self.net(x, given))
+            new, log_new = self.transform.among(y, None, self.net(x, given), inverse=True)
             self.passes += 1
             done = (new == x).all(1) if self.passes < y.shape[1] else torch.ones_like(left, dtype=torch.bool)
             if bool(done.any()):
-                solution[left[done]], log_derivative[left[done]] = new[done], log_new[done]
+                solution[left[done]], log_det[left[done]] = new[done], log_new[done]
                 left, new, y = left[~done], new[~done], y[~done]
                 given = given if given is None or len(given) == 1 else given[~done]
             x = new
-        return solution, log_derivative
+        return solution, log_det
 
     def _by_steps(self, y: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_derivative, self.passes = torch.empty_like(y), torch.empty_like(y), 1
+        x, log_det, self.passes = torch.empty_like(y), y.new_zeros(len(y), dtype=torch.float64), 1
         state, last = self.net.init_state(len(y), given), None
         for i in range(y.shape[1]):
-            raw = self.net.step(state, last)[..., None]
-            value, log_value = self.transform.inverse(y[:, i : i + 1], raw)
-            x[:, i : i + 1], log_derivative[:, i : i + 1] = value, log_value
+            value, log_value = self.transform.among(y[:, i : i + 1], None, self.net.step(state, last)[..., None], inverse=True)
+            x[:, i : i + 1], log_det = value, log_det + log_value
             last = x[:, i]
-        return x, log_derivative
+        return x, log_det
 
     def _implicit(self, x: Tensor, y: Tensor, given: Tensor | None) -> Tensor:
         """x, with the gradient of the implicit function f(x) = y."""

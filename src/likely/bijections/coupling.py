@@ -6,12 +6,11 @@ References:
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from likely.bijections.base import Bijection, per_example
+from likely.bijections.base import Bijection
 from likely.bijections.elementwise import Elementwise
 from likely.errors import UsageError, nearest
 
@@ -60,15 +59,12 @@ class Coupling(Bijection):
         self.register_buffer("stay", (~moves).float())
         self.register_buffer("moved", moves.flatten().nonzero().squeeze(1))
 
-    def _apply_to(
-        self, x: Tensor, given: Tensor | None, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        flat = x.flatten(1)
-        value, log_derivative = transform(flat.index_select(1, self.moved), self.net(x * self.stay, given))
-        return flat.index_copy(1, self.moved, value).view_as(x), per_example(log_derivative)
+    def _through(self, x: Tensor, given: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        y, log_det = self.transform.among(x.flatten(1), self.moved, self.net(x * self.stay, given), inverse=inverse)
+        return y.view_as(x), log_det
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._apply_to(x, given, self.transform)
+        return self._through(x, given, inverse=False)
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._apply_to(y, given, self.transform.inverse)
+        return self._through(y, given, inverse=True)

@@ -6,6 +6,7 @@ r"""Monotone maps of single numbers, whose parameters a net or a table supplies.
 Each is a value without state: `size` raw parameters per number, zeros being a simple start, and
 `(x, raw) -> y, log dy/dx` with x [B, n] and raw [B, size, n]; `inverse` likewise. The parameters have
 axis 1 to themselves, because sums over it then run along whole rows of numbers: 2 to 3 times as fast.
+`among` moves some entries of vectors and leaves the others, which is what couplings ask for.
 
 References:
     | Neural spline flows (Durkan et al., 2019) | https://arxiv.org/abs/1906.04032
@@ -39,10 +40,24 @@ class Elementwise(ABC):
     def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """x and log dx/dy."""
 
+    def among(self, x: Tensor, places: Tensor | None, raw: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Vectors x [B, D] with the entries at `places` [n] (None: all) moved, and the sum of their log-derivatives [B] in float64."""
+        go = self.inverse if inverse else self
+        if places is None:
+            y, log_derivative = go(x, raw)
+        else:
+            value, log_derivative = go(x.index_select(1, places), raw)
+            y = x.index_copy(1, places, value)
+        return y, log_derivative.sum(1, dtype=torch.float64)
+
+
+def _compilable(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class Affine(Elementwise):
-    """y = x exp(s) + t with |s| < `bound`."""
+    """y = x exp(s) + t with |s| < `bound`. `among` is compiled on a CPU, in float32 and float64 (`affine_passes`)."""
 
     bound: float = 2.0
 
@@ -61,6 +76,47 @@ class Affine(Elementwise):
     def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         s, t = self._scale_and_shift(raw)
         return (y - t) * (-s).exp(), -s
+
+    def among(self, x: Tensor, places: Tensor | None, raw: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        if not _compilable(x):
+            return super().among(x, places, raw, inverse=inverse)
+        places = torch.arange(x.shape[1]) if places is None else places
+        return cast("tuple[Tensor, Tensor]", _CompiledAffine.apply(x, raw.to(x.dtype), places, self, inverse))
+
+    def tensors_among(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """`among` as tensor operations, for any order of derivatives."""
+        return super().among(x, places, raw, inverse=inverse)
+
+
+class _CompiledAffine(torch.autograd.Function):
+    """The affine map by the passes of `affine_passes`; where a derivative is itself to be differentiated, by tensor operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, raw: Tensor, places: Tensor, affine: Affine, inverse: bool) -> tuple[Tensor, Tensor]:
+        from likely.bijections import affine_passes  # numba takes a third of a second to import
+
+        x, raw = x.contiguous(), raw.contiguous()
+        y, log_det = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64)
+        kept = x.new_empty(2, len(x), len(places))
+        arrays = x.detach().numpy(), raw.detach().numpy(), places.numpy()
+        affine_passes.transform(*arrays, affine.bound, inverse, y.numpy(), log_det.numpy(), *kept.numpy())
+        ctx.affine, ctx.inverse = affine, inverse
+        ctx.save_for_backward(x, raw, places, y, kept)
+        return y, log_det
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from likely.bijections import affine_passes
+
+        x, raw, places, y, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            wanted = [t for t in (x, raw) if t.requires_grad]
+            found = iter(torch.autograd.grad(ctx.affine.tensors_among(x, places, raw, ctx.inverse), wanted, grads, create_graph=True))
+            return *(next(found) if t.requires_grad else None for t in (x, raw)), None, None, None
+        grad_x, grad_raw = torch.empty_like(x), torch.empty_like(raw)
+        arrays = (t.detach().contiguous().numpy() for t in (*grads, grad_x, grad_raw))
+        affine_passes.gradient(x.detach().numpy(), y.detach().numpy(), places.numpy(), ctx.inverse, *kept.numpy(), *arrays)
+        return grad_x, grad_raw, None, None, None
 
 
 class _Bins(NamedTuple):
@@ -130,7 +186,7 @@ class Spline(Elementwise):
         return self._through(y, raw, inverse=True)
 
     def _through(self, v: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        if v.device.type != "cpu" or v.dtype not in (torch.float32, torch.float64):
+        if not _compilable(v):
             return self.formula(v, raw, inverse=inverse)
         return cast("tuple[Tensor, Tensor]", _Compiled.apply(v, raw.to(v.dtype), self, inverse))
 

@@ -122,7 +122,7 @@ class Permute(Bijection):
         return x[:, self.order], no_volume(x)
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return y[:, self.order.argsort()], no_volume(y)
+        return torch.empty_like(y).index_copy(1, self.order, y), no_volume(y)
 
 
 def _over_channels(weight: Tensor, x: Tensor) -> Tensor:

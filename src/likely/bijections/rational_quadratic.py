@@ -19,31 +19,16 @@ import math
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
+
+from likely.bijections.compiled import compiled, exp
 
 __all__ = ["gradient", "transform"]
-
-_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"arcp", "contract", "nsz"})
 
 _BLOCK = 512  # numbers that are worked on together: what they need stays in the nearest cache
 
 
 @no_type_check
-@_compiled
-def _exp(v: float) -> float:
-    """exp(v) for v <= 0, to 1e-14; loops over it become vector instructions, which calls of a library do not."""
-    v = -700.0 if v < -700.0 else v  # and NaN stays
-    shifted = v * 1.4426950408889634 + 6755399441055744.0  # 1.5 * 2^52: the nearest whole number is now in the low bits
-    k = shifted - 6755399441055744.0
-    r = v - k * 0.6931471803691238 - k * 1.9082149292705877e-10
-    q = 1 / 39916800
-    for c in (1 / 3628800, 1 / 362880, 1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-        q = q * r + c
-    return q * np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
-
-
-@no_type_check
-@_compiled
+@compiled
 def _softmax(raw: np.ndarray, begin: int, end: int, first: int, bins: int, p: np.ndarray, most: np.ndarray, total: np.ndarray) -> None:
     """Write those of the rows begin <= b < end of raw into p[first : first + bins]."""
     n = raw.shape[2]
@@ -59,7 +44,7 @@ def _softmax(raw: np.ndarray, begin: int, end: int, first: int, bins: int, p: np
     for k in range(first, first + bins):
         part = p[k, low:high]
         for i in range(len(part)):
-            e = _exp(part[i] - most[i])
+            e = exp(part[i] - most[i])
             part[i] = e
             total[i] += e
     for k in range(first, first + bins):
@@ -69,7 +54,7 @@ def _softmax(raw: np.ndarray, begin: int, end: int, first: int, bins: int, p: np
 
 
 @no_type_check
-@_compiled
+@compiled
 def _find(v: float, p: np.ndarray, i: int, first: int, bins: int, bound: float, least: float) -> tuple[int, float, float]:
     """The bin of v among those of p[first : first + bins, i], where it begins and its size."""
     share, floor = 2 * bound * (1 - least * bins), 2 * bound * least
@@ -83,7 +68,7 @@ def _find(v: float, p: np.ndarray, i: int, first: int, bins: int, bound: float, 
 
 
 @no_type_check
-@_compiled
+@compiled
 def _edge(k: int, p: np.ndarray, i: int, first: int, bins: int, bound: float, least: float) -> tuple[float, float]:
     """Where bin k begins, and its size: by the sums of `_find`, bit for bit, for steep splines magnify what differs."""
     share, floor = 2 * bound * (1 - least * bins), 2 * bound * least
@@ -94,18 +79,18 @@ def _edge(k: int, p: np.ndarray, i: int, first: int, bins: int, bound: float, le
 
 
 @no_type_check
-@_compiled
+@compiled
 def _slope(raw: np.ndarray, b: int, j: int, knot: int, bins: int, least: float, one: float) -> tuple[float, float]:
     """Slope at a knot, and its derivative by the parameter: one and constant at both ends."""
     if knot == 0 or knot == bins:
         return 1.0, 0.0
     v = raw[b, 2 * bins + knot - 1, j] + one
-    e = _exp(-abs(v))
+    e = exp(-abs(v))
     return least + max(v, 0.0) + math.log(1 + e), (1.0 if v > 0 else e) / (1 + e)
 
 
 @no_type_check
-@_compiled
+@compiled
 def transform(
     x: np.ndarray,
     raw: np.ndarray,
@@ -156,7 +141,7 @@ def transform(
 
 
 @no_type_check
-@_compiled
+@compiled
 def gradient(
     x: np.ndarray,
     raw: np.ndarray,
@@ -219,7 +204,7 @@ def gradient(
 
 
 @no_type_check
-@_compiled
+@compiled
 def _softmax_gradient(
     p: np.ndarray,
     begin: int,

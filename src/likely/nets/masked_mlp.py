@@ -30,14 +30,14 @@ class Block(nn.Module):
 
     def __init__(self, degree: Tensor, embedding: int | None, dropout: float) -> None:
         super().__init__()
-        self.up, self.down = MaskedLinear(degree, degree), MaskedLinear(degree, degree)
+        self.up, self.down = (MaskedLinear(degree, degree, fixed=True) for _ in range(2))
         self.film = FiLM(embedding, len(degree)) if embedding else None
         self.dropout = dropout
 
-    def forward(self, h: Tensor, degree: Tensor, embedding: Tensor | None) -> Tensor:
-        g = self.up.masked(F.relu(h), degree, degree)
+    def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
+        g = self.up(F.relu(h))
         g = self.film(g, embedding) if self.film else g
-        return h + self.down.masked(F.dropout(F.relu(g), self.dropout, self.training), degree, degree)
+        return h + self.down(F.dropout(F.relu(g), self.dropout, self.training))
 
 
 @dataclass
@@ -74,8 +74,6 @@ class MaskedMLP(nn.Module):
         "small": {"width": 128, "depth": 1},
         "base": {"width": 512, "depth": 2},
     }
-    degree: Tensor
-    entry: Tensor
     blocks: Sequence[Block]
 
     def __init__(
@@ -92,27 +90,25 @@ class MaskedMLP(nn.Module):
         super().__init__()
         preset = self.sizes[size]
         width, depth = max(width or preset["width"], space.dims), preset["depth"] if depth is None else depth
-        self.dims, self.out = space.dims, out
+        self.dims, self.out, self.width = space.dims, out, width
         self.lowest = 1 if given is None and space.dims > 1 else 0  # units that see nothing are of use where there is a `given`
         degree, entry = self.lowest + torch.arange(width) * (space.dims - self.lowest) // width, torch.arange(space.dims)
-        self.register_buffer("degree", degree.int(), persistent=False)
-        self.register_buffer("entry", entry.int(), persistent=False)
         self.given = Conditioner(given, width)
-        self.first = MaskedLinear(entry + 1, degree)
+        self.first = MaskedLinear(entry + 1, degree, fixed=True)
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
             Block(degree, width if given is not None else None, dropout) for _ in range(depth)
         )
-        self.last = MaskedLinear(degree, entry.repeat(out))
+        self.last = MaskedLinear(degree, entry.repeat(out), fixed=True)
         for p in self.last.parameters():
             nn.init.zeros_(p)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         embedding = self.given(given, len(x))
-        h = self.first.masked(x, self.entry + 1, self.degree)
+        h = self.first(x)
         h = h if embedding is None else h + embedding
         for block in self.blocks:
-            h = block(h, self.degree, embedding)
-        return self.last.masked(F.relu(h), self.degree, self.entry.repeat(self.out)).view(len(x), self.out, self.dims)
+            h = block(h, embedding)
+        return self.last(F.relu(h)).view(len(x), self.out, self.dims)
 
     # -- entry by entry ---------------------------------------------------------------------------
 
@@ -120,11 +116,11 @@ class MaskedMLP(nn.Module):
         embedding, bias = self.given(given, n), self.first.bias
         known = bias[None] if embedding is None else bias + embedding
         films = [None if block.film is None or embedding is None else block.film.scale_and_shift(embedding) for block in self.blocks]
-        return MaskedState(n, known, films, [], [bias.new_empty(n, len(self.degree) - self._begin(1)) for _ in range(2 * len(films) + 1)])
+        return MaskedState(n, known, films, [], [bias.new_empty(n, self.width - self._begin(1)) for _ in range(2 * len(films) + 1)])
 
     def _begin(self, degree: int) -> int:
         """The first unit of a degree."""
-        return -(-max(0, degree - self.lowest) * len(self.degree) // (self.dims - self.lowest))
+        return -(-max(0, degree - self.lowest) * self.width // (self.dims - self.lowest))
 
     def step(self, state: MaskedState, x_i: Tensor | None) -> Tensor:
         """Take the previous entry [n] (None at first); raw parameters [n, out] of the next."""
@@ -139,17 +135,22 @@ class MaskedMLP(nn.Module):
     def _grown(self, state: MaskedState, begin: int, end: int) -> Tensor:
         """Compute the units begin:end of each layer from those before them, and then what they say of the next entry."""
         new, layer, constants = slice(begin, end), -1, self._begin(1)
+        outputs = slice(state.entry, None, self.dims)
+        if end == 0:
+            return self.last.bias[outputs].expand(state.n, -1)
 
         def grow(values: Tensor) -> None:
             nonlocal layer
             layer, values = layer + 1, F.relu(values)
             if state.entry == 0:
                 state.constant.append(values)
+            elif end - begin == self.width:
+                state.units[layer] = values
             else:
                 state.units[layer][:, begin - constants : end - constants] = values
 
         def seen(linear: MaskedLinear, rows: slice) -> Tensor:
-            fixed = F.linear(state.constant[layer], linear.weight[rows, :constants], linear.bias[rows])
+            fixed = F.linear(state.constant[layer], linear.weight[rows, :constants], linear.bias[rows]) if constants else linear.bias[rows]
             if state.entry == 0:
                 return fixed
             varied = state.units[layer][:, : end - constants]
@@ -163,4 +164,4 @@ class MaskedMLP(nn.Module):
             grow(inner if film is None else inner * (1 + film[0][:, new]) + film[1][:, new])
             h = h + seen(block.down, new)
             grow(h)
-        return seen(self.last, slice(state.entry, None, self.dims)).expand(state.n, -1)
+        return seen(self.last, outputs).expand(state.n, -1)
