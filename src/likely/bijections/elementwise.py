@@ -81,7 +81,20 @@ class Affine(Elementwise):
         if not _compilable(x):
             return super().among(x, places, raw, inverse=inverse)
         places = torch.arange(x.shape[1]) if places is None else places
-        return cast("tuple[Tensor, Tensor]", _CompiledAffine.apply(x, raw.to(x.dtype), places, self, inverse))
+        raw = raw.to(x.dtype)
+        if torch.is_grad_enabled() and (x.requires_grad or raw.requires_grad):
+            return cast("tuple[Tensor, Tensor]", _CompiledAffine.apply(x, raw, places, self, inverse))
+        return self.compiled_among(x, places, raw, inverse)[:2]
+
+    def compiled_among(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`among`, and what its gradient needs."""
+        from likely.bijections import affine_passes  # numba takes a third of a second to import
+
+        x, raw = x.detach().contiguous(), raw.detach().contiguous()
+        y, log_det, kept = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64), x.new_empty(2, len(x), len(places))
+        arrays = y.numpy(), log_det.numpy(), *kept.numpy()
+        affine_passes.transform(x.numpy(), raw.numpy(), places.numpy(), self.bound, inverse, *arrays)
+        return y, log_det, kept
 
     def tensors_among(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """`among` as tensor operations, for any order of derivatives."""
@@ -93,13 +106,7 @@ class _CompiledAffine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, raw: Tensor, places: Tensor, affine: Affine, inverse: bool) -> tuple[Tensor, Tensor]:
-        from likely.bijections import affine_passes  # numba takes a third of a second to import
-
-        x, raw = x.contiguous(), raw.contiguous()
-        y, log_det = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64)
-        kept = x.new_empty(2, len(x), len(places))
-        arrays = x.detach().numpy(), raw.detach().numpy(), places.numpy()
-        affine_passes.transform(*arrays, affine.bound, inverse, y.numpy(), log_det.numpy(), *kept.numpy())
+        y, log_det, kept = affine.compiled_among(x, places, raw, inverse)
         ctx.affine, ctx.inverse = affine, inverse
         ctx.save_for_backward(x, raw, places, y, kept)
         return y, log_det
@@ -113,9 +120,9 @@ class _CompiledAffine(torch.autograd.Function):
             wanted = [t for t in (x, raw) if t.requires_grad]
             found = iter(torch.autograd.grad(ctx.affine.tensors_among(x, places, raw, ctx.inverse), wanted, grads, create_graph=True))
             return *(next(found) if t.requires_grad else None for t in (x, raw)), None, None, None
-        grad_x, grad_raw = torch.empty_like(x), torch.empty_like(raw)
+        grad_x, grad_raw = x.new_empty(x.shape), raw.new_empty(raw.shape)  # contiguous
         arrays = (t.detach().contiguous().numpy() for t in (*grads, grad_x, grad_raw))
-        affine_passes.gradient(x.detach().numpy(), y.detach().numpy(), places.numpy(), ctx.inverse, *kept.numpy(), *arrays)
+        affine_passes.gradient(x.detach().contiguous().numpy(), y.detach().numpy(), places.numpy(), ctx.inverse, *kept.numpy(), *arrays)
         return grad_x, grad_raw, None, None, None
 
 
