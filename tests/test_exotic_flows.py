@@ -64,7 +64,7 @@ def test_draws_carry_gradients_through_the_inverse(name):
 def test_densities_integrate_to_one_in_base_space(name):
     """sum over a grid of noise z of p(x(z)) |dx/dz| is the mass of the image; that of the normal's own grid beside it."""
     flow: Invertible = _shaken(FAMILIES[name](Space.reals(2), size="tiny"))  # type: ignore[assignment]
-    ticks = torch.linspace(-6, 6, 61)
+    ticks = torch.linspace(-6, 6, 41)
     with torch.no_grad():
         x, log_volume = flow.map.inverse(torch.cartesian_prod(ticks, ticks))
         log_prob = flow.log_prob(x)
@@ -78,7 +78,7 @@ def test_densities_integrate_to_one_in_base_space(name):
 
 def test_a_start_alone_is_nearer_to_a_normal_than_a_normals_fit():
     torch.manual_seed(0)
-    x = torch.randn(512, 2).exp() @ torch.randn(2, 2)
+    x = torch.randn(256, 2).exp() @ torch.randn(2, 2)
     flow = Gaussianization(Space.reals(2), size="tiny").eval()
     flow.start(x)
     normal = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov())
@@ -185,20 +185,19 @@ def test_an_inverse_tells_its_iterations_and_stays_within_what_contraction_allow
     with torch.no_grad():
         x, _ = residual.inverse(y)
         torch.testing.assert_close(residual(x)[0], y, atol=1e-9, rtol=0)
-    assert 1 < residual.iterations < math.log(1e-13) / math.log(0.97)
+    assert 1 < residual.iterations < math.log(1e-13) / math.log(0.98)
 
 
 def test_a_map_that_does_not_contract_has_no_such_inverse():
     """A planted mistake: without the bound the iteration does not end, and says so."""
     residual = _shaken(Residual(2, Contraction(2, width=16)), 3.0)
-    for layer in residual.g.layers:
-        layer.bound = 1e9
+    residual.g.bound = 1e9
     with pytest.raises(Exception, match="not found"), torch.no_grad():
         residual.inverse(torch.randn(4, 2))
 
 
 def test_the_series_agrees_with_the_exact_determinant():
-    residual = _shaken(Residual(5, Contraction(5, width=16, bound=0.8)), 1.0)
+    residual = _shaken(Residual(5, Contraction(5, width=16, bound=0.8)), 0.3)
     x = torch.randn(6, 5)
     exact = residual.passage(x, None, None)[1][:, 0]
     each = residual.passage(x, None, torch.rand(6, 4000, 6))[1]

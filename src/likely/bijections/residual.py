@@ -1,10 +1,14 @@
 r"""Residual bijections y = x + g(x), invertible because g contracts: Lip(g) <= c < 1.
 
-    g        MLP of W_i min(1, c / sigma_i), sigma_i the largest singular value, and an activation of slope <= 1
+    g        x -> c W_n sin( ... sin(W_1 x + b_1) ...) / (sigma_1 ... sigma_n) + b_n,    sigma_i the largest singular value of W_i
     inverse  x <- y - g(x), whose error shrinks by c at least at each iteration, until it is below a tolerance
     log det  log |det (I + J)|, J = dg/dx: exact from all of J for few entries; else the power series, with an
              unbiased random end and Hutchinson's trace,
              sum_k (-1)^(k+1) / k  e . J^k e / P(N >= k),    N - 3 geometric, e random signs
+
+Only the product of the norms is bounded, so that the first matrix can reach frequencies that matrices bounded one by
+one cannot, at a smaller amplitude; and g always uses all of its bound. A sine has slopes up to one wherever it is, and
+is bounded: far from the data the map is a translation.
 
 In training sigma is followed by power iteration, whose vectors are buffers; otherwise it is computed, so that a model
 contracts whatever has become of its weights (averaged, resumed).
@@ -32,45 +36,49 @@ _SURE = 3  # terms of the series that are always there
 _GOES_ON = 0.5  # probability of each further one
 _TOLERANCE = 1e-6  # of the inverse, relative to 1 + |y|; a float64 gets the square of it
 _ITERATIONS = 1200
+_FREQUENCY = 2.0  # of the first layer at first, of entries of variance one
+_LEAST = 1e-20  # norm of matrices; of matrices of zero g is its bias
 
 
-class ContractingLinear(nn.Module):
-    """W h + b with W scaled down to a largest singular value of at most `bound`."""
+class NormedLinear(nn.Module):
+    """W h + b, W orthogonal at first, and the largest singular value of W."""
 
     left: Tensor
 
-    def __init__(self, inputs: int, out: int, bound: float) -> None:
+    def __init__(self, inputs: int, out: int) -> None:
         super().__init__()
-        self.inner, self.bound = nn.Linear(inputs, out), bound
+        self.inner = nn.Linear(inputs, out)
+        nn.init.orthogonal_(self.inner.weight)
         self.register_buffer("left", F.normalize(torch.randn(out), dim=0))
 
-    def weight(self) -> Tensor:
+    def norm(self) -> Tensor:
         matrix = self.inner.weight
         if not self.training:
-            return matrix * (self.bound / torch.linalg.matrix_norm(matrix.double(), 2)).clamp_max(1).to(matrix)
+            return torch.linalg.matrix_norm(matrix.double(), 2)
         with torch.no_grad():
             right = F.normalize(matrix.T @ self.left, dim=0)
             left = F.normalize(matrix @ right, dim=0)
             self.left.copy_(left)
-        return matrix * (self.bound / (left @ matrix @ right)).clamp_max(1)
+        return left @ matrix @ right
 
 
 class Contraction(nn.Module):
-    """g(x), and its derivatives along directions; its Lipschitz constant is at most `bound`.
+    """g(x), and its derivatives along directions; its Lipschitz constant is at most `bound`. `given` shifts the first layer."""
 
-    The activation is h sigmoid(h) / 1.1, whose slope is at most one. `given` shifts the first layer.
-    """
-
-    def __init__(self, dims: int, *, given: Space | None = None, width: int = 64, depth: int = 2, bound: float = 0.97) -> None:
+    def __init__(self, dims: int, *, given: Space | None = None, width: int = 64, depth: int = 2, bound: float = 0.98) -> None:
         super().__init__()
-        each = bound ** (1 / (depth + 1))
         sizes = [dims, *[width] * depth, dims]
-        self.layers = nn.ModuleList(ContractingLinear(a, b, each) for a, b in itertools.pairwise(sizes))
-        self.conditioner = Conditioner(given, width)
+        self.layers = nn.ModuleList(NormedLinear(a, b) for a, b in itertools.pairwise(sizes))
+        self.conditioner, self.bound = Conditioner(given, width), bound
+        with torch.no_grad():
+            self.layers[0].inner.weight.mul_(_FREQUENCY)  # type: ignore[union-attr,operator]
 
     def prepared(self, given: Tensor | None, batch: int) -> tuple[list[Tensor], Tensor | None]:
         """Weights and the embedding of `given`, once for many evaluations."""
-        return [layer.weight() for layer in self.layers], self.conditioner(given, batch)  # type: ignore[operator]
+        weights: list[Tensor] = [layer.inner.weight for layer in self.layers]  # type: ignore[misc,union-attr]
+        norm = torch.stack([layer.norm() for layer in self.layers]).prod()  # type: ignore[operator]
+        last = weights[-1] * (self.bound / norm.clamp_min(_LEAST)).to(weights[-1])
+        return [*weights[:-1], last], self.conditioner(given, batch)
 
     def linearised(self, x: Tensor, weights: list[Tensor], embedding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """g(x), and the slopes of the hidden units."""
@@ -80,9 +88,8 @@ class Contraction(nn.Module):
             if i == 0 and embedding is not None:
                 h = h + embedding
             if i + 1 < len(weights):
-                gate = h.sigmoid()
-                slopes.append(gate * (1 + h * (1 - gate)) / 1.1)
-                h = h * gate / 1.1
+                slopes.append(h.cos())
+                h = h.sin()
         return h, slopes
 
     @staticmethod

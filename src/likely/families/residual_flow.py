@@ -44,11 +44,11 @@ class ResidualFlow(Invertible):
 
     summary = "residual blocks that contract; exact density of few entries, an estimate of many"
     as_computed = False
-    recipe = Recipe(lr=3e-3, clip=40.0, ema=0.995, batch=256, bf16=False)
+    recipe = Recipe(lr=1e-2, clip=40.0, ema=0.995, batch=256, bf16=False)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"blocks": 2, "width": 16, "depth": 1},
-        "small": {"blocks": 12, "width": 64, "depth": 2},
-        "base": {"blocks": 24, "width": 256, "depth": 3},
+        "small": {"blocks": 8, "width": 64, "depth": 2},
+        "base": {"blocks": 16, "width": 256, "depth": 3},
     }
 
     def __init__(
