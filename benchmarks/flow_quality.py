@@ -13,9 +13,9 @@ from arrays import LEVELS, NAMES, split
 from common import emit, options, peer, steps_within
 
 SETTINGS = {  # of ours: a name of the registry and options
-    "flow": ("flow", {}),
-    "flow, no dropout": ("flow", {"dropout": 0.0}),
     "flow, narrow": ("flow", {"width": 64, "layers": 5, "dropout": 0.0, "lr": 4e-3}),
+    "nsf-ar, narrow": ("nsf-ar", {"width": 64, "layers": 4, "dropout": 0.0, "lr": 6e-3}),
+    "flow, affine": ("flow", {"transform": "affine", "dropout": 0.4}),
 }
 PEERS = ("zuko", "nflows", "normflows")
 
