@@ -24,6 +24,13 @@ from likely.space import Space
 
 __all__ = ["MaskedMLP", "MaskedState"]
 
+_FAR = 10.0  # what an entry is seen as at most: one that is far out would else send those after it still farther, layer by layer
+
+
+def _seen(x: Tensor) -> Tensor:
+    """x near zero, and at most `_FAR` however far out."""
+    return x * (1 + (x / _FAR).square()).rsqrt()
+
 
 class Block(nn.Module):
     """h + W2 relu(FiLM(W1 relu(h))), both masked."""
@@ -104,7 +111,7 @@ class MaskedMLP(nn.Module):
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         embedding = self.given(given, len(x))
-        h = self.first(x)
+        h = self.first(_seen(x))
         h = h if embedding is None else h + embedding
         for block in self.blocks:
             h = block(h, embedding)
@@ -127,7 +134,7 @@ class MaskedMLP(nn.Module):
         begin, end = self._begin(state.entry), self._begin(state.entry + 1)
         if x_i is not None:  # for the units that are still to come; the others are there for good
             known = state.known[:, begin - self._begin(state.entry - 1) :]
-            state.known = torch.addcmul(known, x_i[:, None], self.first.weight[begin:, state.entry - 1])
+            state.known = torch.addcmul(known, _seen(x_i)[:, None], self.first.weight[begin:, state.entry - 1])
         parameters = self._grown(state, begin, end)
         state.entry += 1
         return parameters
