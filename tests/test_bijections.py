@@ -220,3 +220,11 @@ def test_conditional_maps_use_given(by):
     y, _ = bijection(x, labels)
     torch.testing.assert_close(bijection.inverse(y, labels)[0], x, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(bijection(x[:1].expand(3, -1), labels)[0].std(0), torch.zeros(4))
+
+
+def test_actnorm_leaves_the_scale_of_a_channel_that_stands_still():
+    layers = Chain([ActNorm(2), ActNorm(2), ActNorm(2)])
+    layers.start(torch.stack([torch.randn(64), torch.full((64,), 3.0)], 1))
+    y, log_det = layers(torch.tensor([[0.0, 4.0]]))
+    torch.testing.assert_close(y[0, 1].item(), 1.0)
+    assert log_det.abs().item() < 2

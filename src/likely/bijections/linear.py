@@ -21,6 +21,9 @@ from likely.bijections.base import Bijection, no_volume
 __all__ = ["ActNorm", "Linear", "Orthogonal", "Permute"]
 
 
+_STILL = 1e-3  # spread below which a channel of a first batch counts as constant
+
+
 class ActNorm(Bijection):
     """y = (x - shift) exp(log_scale), per axis-1 channel, started so that a first batch comes out with mean 0 and variance 1.
 
@@ -51,7 +54,9 @@ class ActNorm(Bijection):
         if not self.started:
             values = x.transpose(0, 1).flatten(1).double()
             self.shift.copy_(values.mean(1))
-            self.log_scale.copy_(-values.std(1, correction=0).clamp_min(1e-3).log())
+            spread = values.std(1, correction=0)
+            # a channel that stands still in this batch need not in the next, so nothing is known of its scale
+            self.log_scale.copy_(-torch.where(spread > _STILL, spread, 1.0).log())
             self.started.fill_(True)
         return self(x, given)[0]
 
