@@ -100,7 +100,7 @@ def test_masks_that_say_nothing_are_refused(known, told):
 
 def test_models_that_cannot_fill_name_those_that_can():
     with pytest.raises(UsageError, match="cannot fill") as refused:
-        likely.fill(likely.build("flow", Space.grid(1, 4, 4, 3), size="tiny"), torch.zeros(1, 1, 4, 4, dtype=torch.int64))
+        likely.fill(likely.build("gan", Space.grid(1, 4, 4, 3), size="tiny"), torch.zeros(1, 1, 4, 4, dtype=torch.int64))
     assert "autoregressive" in refused.value.hint
     assert "gan" not in refused.value.hint
     with pytest.raises(UsageError, match="Cannot draw 0"):
