@@ -21,8 +21,9 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# One thread for each of the processes: tests are small, and more would only wait for each other.
 test: lint  ## lint, types and the fast tests
-	$(BIN)/pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: .venv/.ready  ## the full product of checks
 	$(BIN)/pytest -m slow --timeout 1800
