@@ -17,6 +17,7 @@ COLUMNS = {"nltcs": 16, "baudio": 100, "bnetflix": 100, "accidents": 111, "mushr
 CANDIDATES = {
     "made": {"net": "made", "width": 512, "depth": 1, "dropout": 0.2},
     "made, shallow, 16 orderings": {"net": "made", "width": 512, "depth": 0, "dropout": 0.5, "orderings": 16, "lr": 4e-3},
+    "made, shallow, wide, 8 orderings": {"net": "made", "width": 2048, "depth": 0, "dropout": 0.5, "orderings": 8, "lr": 4e-3},
 }
 CLOSED = ("gmm", "histogram", "ngram")
 
