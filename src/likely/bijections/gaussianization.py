@@ -20,15 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.bijections.base import Bijection, no_volume, per_example
-from likely.bijections.marginal import Gaussianise
 from likely.bijections.monotone import MixtureCDF
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
-__all__ = ["Marginals", "Rotation", "histograms"]
+__all__ = ["Marginals", "Rotation"]
 
 _WIDTH = 16  # of the embedding of `given`
-_LEVELS_UP_TO = 256  # of an ordinal that has a histogram
 
 
 class Marginals(Bijection):
@@ -120,13 +118,3 @@ def independent_axes(x: Tensor) -> Tensor:
         ica = FastICA(whiten="unit-variance", max_iter=20, tol=1e-2, random_state=0).fit(x.double().cpu().numpy())
     left, _, right = torch.linalg.svd(torch.from_numpy(ica.components_))
     return left @ right
-
-
-def histograms(space: Space) -> list[Bijection]:
-    """A layer that Gaussianises complete ordinals of up to 256 levels, for each grid that some of them share."""
-    alike: dict[tuple[int, float, float], list[int]] = {}
-    for place, i in enumerate(space.numbers):
-        s = space.supports[i]
-        if s.kind == "ordinal" and not s.missing and s.levels <= _LEVELS_UP_TO:
-            alike.setdefault((s.levels, -s.center / s.scale, (s.levels - s.center) / s.scale), []).append(place)
-    return [Gaussianise(space.relaxed.shape, places, *grid) for grid, places in alike.items()]

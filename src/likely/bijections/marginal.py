@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from likely.bijections.base import Bijection, per_example
+from likely.space import Space
 
-__all__ = ["Gaussianise", "smoothed_histogram"]
+__all__ = ["Gaussianise", "histograms", "places_by_grid", "smoothed_histogram"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _WEIGHTS = torch.logspace(-1, 4, 21)
+_LEVELS_UP_TO = 256  # of an ordinal that has a histogram
 
 
 def smoothed_histogram(code: Tensor, bins: int) -> Tensor:
@@ -112,3 +114,18 @@ class Gaussianise(Bijection):
             self.log_mass.copy_(torch.cat(masses).log())
             self.started.fill_(True)
         return self(x, given)[0]
+
+
+def places_by_grid(space: Space, levels_up_to: float = math.inf) -> dict[tuple[int, float, float], list[int]]:
+    """Places of complete ordinals among the relaxed channels, by levels, beginning and end: those on the same grid go together."""
+    alike: dict[tuple[int, float, float], list[int]] = {}
+    for place, i in enumerate(space.numbers):
+        s = space.supports[i]
+        if s.kind == "ordinal" and not s.missing and s.levels <= levels_up_to:
+            alike.setdefault((s.levels, -s.center / s.scale, (s.levels - s.center) / s.scale), []).append(place)
+    return alike
+
+
+def histograms(space: Space) -> list[Bijection]:
+    """A layer that Gaussianises complete ordinals of few levels, for each grid that some of them share."""
+    return [Gaussianise(space.relaxed.shape, places, *grid) for grid, places in places_by_grid(space, _LEVELS_UP_TO).items()]

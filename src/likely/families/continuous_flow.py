@@ -23,7 +23,7 @@ from torch import Tensor
 
 from likely.bijections import ActNorm, Chain, Flatten
 from likely.bijections.continuous import Continuous
-from likely.bijections.gaussianization import histograms
+from likely.bijections.marginal import histograms
 from likely.invertible import Invertible, log_normal
 from likely.logprob import LogProb
 from likely.model import Recipe

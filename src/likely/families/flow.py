@@ -45,7 +45,6 @@ from likely.bijections import (
     Coupling,
     Elementwise,
     Flatten,
-    Gaussianise,
     Inverse,
     Linear,
     Logit,
@@ -57,6 +56,7 @@ from likely.bijections import (
     Squeeze,
     mask,
 )
+from likely.bijections.marginal import histograms, places_by_grid
 from likely.dequantization import Dequantizer
 from likely.errors import UsageError, nearest
 from likely.invertible import Invertible
@@ -68,7 +68,6 @@ __all__ = ["Flow"]
 
 _VECTOR_UP_TO = 256  # entries; beyond, a dense map and a dense net cost more than they see
 _FEW_ENTRIES = 8  # data of so few are seldom short of examples
-_LEVELS_UP_TO = 256  # of an ordinal that is Gaussianised by its histogram
 
 _TRANSFORMS: dict[str, Callable[[int], Elementwise]] = {
     "spline": Spline,
@@ -219,21 +218,8 @@ class Flow(Invertible):
         return Inverse(layer) if self._structure == "inverse" else layer
 
 
-def _ordinals(space: Space, levels_up_to: float) -> dict[tuple[int, float, float], list[int]]:
-    """Places of complete ordinals among the relaxed channels, by levels, beginning and end: those on the same grid go together."""
-    alike: dict[tuple[int, float, float], list[int]] = {}
-    for place, i in enumerate(space.numbers):
-        s = space.supports[i]
-        if s.kind == "ordinal" and not s.missing and s.levels <= levels_up_to:
-            ends = (-s.center / s.scale, (s.levels - s.center) / s.scale)
-            alike.setdefault((s.levels, *ends), []).append(place)
-    return alike
-
-
 _MARGINALS: dict[str, Callable[[Space], list[Bijection]]] = {
-    "histogram": lambda space: [
-        Gaussianise(space.relaxed.shape, places, *grid) for grid, places in _ordinals(space, _LEVELS_UP_TO).items()
-    ],
-    "logit": lambda space: [Logit(low, high, places) for (_, low, high), places in _ordinals(space, math.inf).items()],
+    "histogram": histograms,
+    "logit": lambda space: [Logit(low, high, places) for (_, low, high), places in places_by_grid(space).items()],
     "none": lambda space: [],
 }

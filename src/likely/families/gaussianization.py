@@ -19,7 +19,8 @@ import math
 from typing import Any, ClassVar
 
 from likely.bijections import Chain, Flatten
-from likely.bijections.gaussianization import Marginals, Rotation, histograms
+from likely.bijections.gaussianization import Marginals, Rotation
+from likely.bijections.marginal import histograms
 from likely.errors import UsageError
 from likely.invertible import Invertible
 from likely.model import Recipe

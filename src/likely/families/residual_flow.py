@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from likely.bijections import ActNorm, Bijection, Chain, Flatten
-from likely.bijections.gaussianization import histograms
+from likely.bijections.marginal import histograms
 from likely.bijections.residual import Contraction, Residual
 from likely.invertible import Invertible, log_normal
 from likely.logprob import LogProb

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from likely.bijections import ActNorm, Affine, Autoregressive, Bijection, Chain, Flatten, Permute
 from likely.bijections.base import no_volume
-from likely.bijections.gaussianization import histograms
+from likely.bijections.marginal import histograms
 from likely.invertible import Invertible
 from likely.model import Recipe
 from likely.nets.patches import PatchTransformer
