@@ -1,8 +1,8 @@
 """`compare`: every family on one data set, side by side -> rows.json, the models, report.html.
 
 Each model is fitted and measured in a process of its own (`likely.worker`), `jobs` at a time. Families
-solved in closed form come first; the wall clock that they leave of `minutes` is shared equally by the
-others. A row is written as soon as it is known, and one that is there with the same settings is kept.
+solved in closed form come first; the wall clock that they leave of `minutes`, half of it at least, is
+shared equally by the others. A row is written as soon as it is known, and one that is there with the same settings is kept.
 
     OUT/rows.json   OUT/about.json   OUT/report.html   OUT/models/NAME[-SEED]   OUT/logs/NAME[-SEED].txt
 """
@@ -183,7 +183,7 @@ class _Comparison:
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _share(self, closed: list[Row], gradient: list[Row]) -> dict[str, Any]:
-        """Each gradient model's equal share of the wall clock that is left; a half-finished comparison keeps its share."""
+        """Each gradient model's equal share of the wall clock that is left, half of it all at least; one half-finished keeps its share."""
         if self.steps:
             return {"steps": self.steps}
         if not gradient:
@@ -194,7 +194,7 @@ class _Comparison:
             settings = {row.settings for row in closed}
             used = sum(row.seconds or 0.0 for row in self.rows if row.settings in settings) / self.jobs
             rounds = math.ceil(len(gradient) / self.jobs)
-            before = {"key": key, "seconds": round(max(1.0, 60 * self.minutes - used) / rounds, 1)}
+            before = {"key": key, "seconds": round(max(30 * self.minutes, 60 * self.minutes - used) / rounds, 1)}
             _write_json(path, before)
         return {"minutes": before["seconds"] / 60}
 
