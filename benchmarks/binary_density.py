@@ -18,6 +18,7 @@ CANDIDATES = {
     "made": {"net": "made", "width": 512, "depth": 1, "dropout": 0.2},
     "made, shallow, 16 orderings": {"net": "made", "width": 512, "depth": 0, "dropout": 0.5, "orderings": 16, "lr": 4e-3},
     "made, shallow, wide, 8 orderings": {"net": "made", "width": 2048, "depth": 0, "dropout": 0.5, "orderings": 8, "lr": 4e-3},
+    "made, shallow, wide, 16 orderings": {"net": "made", "width": 2048, "depth": 0, "dropout": 0.5, "orderings": 16, "lr": 4e-3},
 }
 CLOSED = ("gmm", "histogram", "ngram")
 
@@ -46,13 +47,14 @@ def main() -> None:
     parser = options(__doc__ or "", seconds=30)
     parser.add_argument("--sets", default=",".join(COLUMNS))
     parser.add_argument("--closed", default=",".join(CLOSED), help="families that are fitted without steps")
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    closed = arguments.closed.split(",")
+    closed = [name for name in arguments.closed.split(",") if name]
     for name in arguments.sets.split(","):
         data = binary_set(name)
         tried = {}
-        for label, how in CANDIDATES.items():
+        for label, how in ((label, CANDIDATES[label]) for label in arguments.candidates):
             steps = steps_within(data, "autoregressive", arguments.seconds, threads=1, **how)
             tried[label] = fitted(data, "autoregressive", arguments.seed, steps=steps, **how)
         best = max(tried, key=lambda label: tried[label][1])
