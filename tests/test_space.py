@@ -65,6 +65,21 @@ def test_standardised_numbers_have_mean_0_and_variance_1():
     assert abs(u.std() - 1) < 0.02
 
 
+def test_series_are_sequences_of_real_vectors():
+    space, x = Space.series(2, 50), torch.randn(100, 2, 50) * torch.tensor([[3.0], [0.1]]) + torch.tensor([[5.0], [-1.0]])
+    learnt = space.standardised(x)
+    relaxed = learnt.relax(x)
+    assert relaxed.value.shape == (100, *learnt.relaxed.shape)
+    torch.testing.assert_close(relaxed.value.std((0, 2)), torch.ones(2), rtol=1e-2, atol=0)
+    torch.testing.assert_close(relaxed.nats, torch.full((100,), -50 * sum(math.log(s.scale) for s in learnt.supports)).double())
+    torch.testing.assert_close(learnt.snap(relaxed.value), x)
+    space.check(x)
+    with pytest.raises(DataError, match="NaN"):
+        space.check(x.where(x < 4, math.nan))
+    assert space.nats_per_unit_of(x).unique().item() == 100
+    assert Space.from_json(json.loads(json.dumps(learnt.to_json()))) == learnt
+
+
 @pytest.mark.parametrize(
     "support",
     [Support("ordinal", 4, center=2.0, scale=1.2), Support("nominal", 3), Support("nominal", 2), Support("nominal", 19)],

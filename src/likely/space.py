@@ -1,7 +1,7 @@
 """What ONE example is, and the measure its likelihood is taken in.
 
-A `Space` has a layout (grid C x H x W, sequence L, columns D, set N x D) and one `Support` per
-channel or column. It is the only place of dequantization, standardisation and their log-volumes,
+A `Space` has a layout (grid C x H x W, sequence L or, of real vectors, C x L, columns D, set N x D) and one
+`Support` per channel or column. It is the only place of dequantization, standardisation and their log-volumes,
 whose formulas are in `relaxation.py`.
 """
 
@@ -29,9 +29,9 @@ class Space:
     """What one example is: layout, shape, and a support per channel (grid) or column.
 
     Attributes:
-        layout: "grid" (shape C, H, W), "sequence" (L,), "columns" (D,) or "set" (N, D).
-        shape: of one example; for sequences and sets the first number is the MAXIMUM length.
-        supports: one per channel of a grid, per column of a table or set; one for a sequence.
+        layout: "grid" (shape C, H, W), "sequence" (L,) or, of real vectors, (C, L), "columns" (D,) or "set" (N, D).
+        shape: of one example; the length of sequences and sets is the MAXIMUM.
+        supports: one per channel of a grid, per column of a table or set; one for a sequence, or one per channel.
         variable: examples may be shorter than the maximum; the rest is padded with -1 (NaN where
             real), and the likelihood includes the length.
         unordered: sets only: log N! is counted, so that the likelihood is that of the set.
@@ -44,13 +44,14 @@ class Space:
     unordered: bool = False
 
     def __post_init__(self) -> None:
-        rank = {"grid": 3, "sequence": 1, "columns": 1, "set": 2}.get(self.layout)
-        if rank is None or len(self.shape) != rank or min(self.shape) < 1:
+        ranks, rank = {"grid": (3,), "sequence": (1, 2), "columns": (1,), "set": (2,)}, len(self.shape)
+        if rank not in ranks.get(self.layout, ()) or min(self.shape) < 1:
             raise DataError(
                 f"A {self.layout} space cannot have the shape {self.shape}.",
-                "Grids are (C, H, W), sequences (L,), columns (D,), sets (N, D).",
+                "Grids are (C, H, W), sequences (L,) or (C, L), columns (D,), sets (N, D).",
             )
-        want = {"grid": self.shape[0], "sequence": 1, "columns": self.shape[0], "set": self.shape[-1]}[self.layout]
+        symbols = self.layout == "sequence" and rank == 1
+        want = 1 if symbols else self.shape[-1 if self.layout == "set" else 0]
         if len(self.supports) != want:
             raise DataError(f"A {self.layout} space of shape {self.shape} needs {want} supports, got {len(self.supports)}.")
 
@@ -75,6 +76,11 @@ class Space:
     def sequence(cls, length: int, levels: int = 256, *, variable: bool = False) -> "Space":
         """Strings over `levels` symbols, of exactly (or, if `variable`, at most) `length`."""
         return cls("sequence", (length,), (Support("nominal", levels),), variable=variable)
+
+    @classmethod
+    def series(cls, channels: int, length: int) -> "Space":
+        """Sequences of exactly `length` vectors of `channels` real numbers, which have a density."""
+        return cls("sequence", (channels, length), (Support("real"),) * channels)
 
     @classmethod
     def tokens(cls, length: int, vocabulary: tuple[str, ...]) -> "Space":
@@ -150,7 +156,7 @@ class Space:
 
     def nats_per_unit_of(self, x: Tensor) -> Tensor:
         """The same for each example, float64 [batch]: a text counts its own bytes, however short it is."""
-        if self.layout != "sequence":
+        if self.layout != "sequence" or not self.discrete:
             return torch.full((len(x),), self.nats_per_unit, dtype=torch.float64, device=x.device)
         return math.log(2) * self.sizes(x).sum(1).clamp_min(1).double()
 
@@ -167,7 +173,7 @@ class Space:
             return
         low, high = x.flatten(2).amin((0, 2)) if x.ndim > 2 else x.amin(0), x.flatten(2).amax((0, 2)) if x.ndim > 2 else x.amax(0)
         for i, s in enumerate(self.supports):
-            lo, hi = (low.min(), high.max()) if self.layout == "sequence" else (low[i], high[i])
+            lo, hi = (low[i], high[i]) if len(self.shape) > 1 or self.layout == "columns" else (low.min(), high.max())
             floor = MISSING if s.missing or self.layout == "sequence" else 0
             if s.states is not None and (lo < floor or hi >= s.levels):
                 raise DataError(
@@ -181,7 +187,7 @@ class Space:
 
     def standardised(self, x: Tensor) -> "Space":
         """This space with centers and scales learnt from the training examples `x`, per channel or column, and a table's atoms."""
-        if self.layout == "sequence":
+        if not self.numbers:
             return self
         by_entry = x.transpose(1, -1) if self.layout == "set" else x
         supports = [s.standardised(by_entry[:, i]) for i, s in enumerate(self.supports)]
@@ -246,7 +252,7 @@ class Space:
     @property
     def relaxed(self) -> "Space":
         """The real space that `relax` lands in: numbers first, then missing flags, then nominal codes."""
-        if self.layout in ("sequence", "set"):
+        if self.layout == "set" or (self.layout == "sequence" and self.nominals):
             raise DataError(
                 f"{self.layout.capitalize()} data cannot be relaxed to reals yet.",
                 "Use a model of discrete symbols, such as autoregressive.",

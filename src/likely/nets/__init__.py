@@ -6,7 +6,7 @@ Nets know nothing of probability; families know no convolution. What each role c
               has init_state(n, given) and step(state, x_i) -> (state, parameters [n, out])
     encoder   x [B, *shape] -> [B, out]
     decoder   latents z [B, in] -> [B, *shape, out]
-    denoiser  (u [B, *shape], t [B]) -> [B, out * C, *rest]
+    denoiser  (reals u [B, C, *rest], t [B], in [0, 1] or a log-SNR over 4) -> [B, out * C, *rest]
     energy    reals u [B, *shape] -> [B, out]
     generator noise z [B, inputs] -> reals [B, out * C, *rest]
     coupling  reals u [B, *shape] -> [B, out, moved]: out parameters of each entry where `moves` is true
@@ -68,7 +68,8 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     },
     ("decoder", "columns"): {"dense": "likely.nets.autoencoder:DenseDecoder"},
     ("decoder", "sequence"): {"conv": "likely.nets.autoencoder:ConvDecoder"},
-    ("denoiser", "grid"): {"unet": "likely.nets.unet:UNet"},
+    ("denoiser", "grid"): {"unet": "likely.nets.unet:UNet", "dit": "likely.nets.dit:DiT"},
+    ("denoiser", "sequence"): {"unet1d": "likely.nets.unet:UNet", "transformer": "likely.nets.dit:DiT"},
     ("denoiser", "columns"): {"mlp": "likely.nets.denoiser:MLPDenoiser"},
     ("energy", "grid"): {
         "auto": "likely.nets.energy:grid_energy",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from likely.errors import UsageError, nearest
 from likely.space import Space
 
-__all__ = ["KINDS", "Positions"]
+__all__ = ["KINDS", "Positions", "rotated"]
 
 KINDS = ("rotary", "learned", "sinusoidal", "alibi")
 _BASE = 10_000.0
@@ -98,3 +98,12 @@ class Positions(nn.Module):
         """Angles [L, half of the numbers], float64, an equal share for each coordinate."""
         speed = self.speed.to(place.device)
         return torch.cat([at[:, None] * speed for at in self.coordinates(place)], -1)
+
+
+def rotated(x: Tensor, turns: Tensor | None) -> Tensor:
+    """x [..., L, heads, d], or [n, heads, d] with one turn, whose pairs are complex numbers, turned."""
+    if turns is None:
+        return x
+    wide = x if x.dtype == torch.float64 else x.float()
+    pairs = torch.view_as_complex(wide.view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

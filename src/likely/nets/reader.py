@@ -22,12 +22,12 @@ __all__ = ["CrossAttention", "Reader", "RecurrentReader", "required"]
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens to a memory, some of whose places may be empty."""
+    """Attention of tokens to a memory, of their own width unless said otherwise, some of whose places may be empty."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, memory: int | None = None) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.kv, self.out = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.q, self.kv, self.out = nn.Linear(width, width, bias=False), nn.Linear(memory or width, 2 * width), nn.Linear(width, width)
 
     def read(self, memory: Tensor) -> Tensor:
         """Keys and values of a memory [B, S, width]: [B, 2, heads, S, width / heads]."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.positions import Positions
+from likely.nets.positions import Positions, rotated
 
 __all__ = ["LinearAttention", "Place", "Places", "Ring", "SoftmaxAttention", "Sums"]
 
@@ -146,15 +146,6 @@ class _Grouped(nn.Module):
         """Keys or values [B, L, kv_heads, d] for each head of queries, [B, heads, L, d]."""
         k = k.transpose(1, 2)
         return k if self.heads == self.kv_heads else k.repeat_interleave(self.heads // self.kv_heads, 1)
-
-
-def rotated(x: Tensor, turns: Tensor | None) -> Tensor:
-    """x [..., L, heads, d], or [n, heads, d] with one turn, whose pairs are complex numbers, turned."""
-    if turns is None:
-        return x
-    wide = x if x.dtype == torch.float64 else x.float()
-    pairs = torch.view_as_complex(wide.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class SoftmaxAttention(_Grouped):
