@@ -29,15 +29,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from likely.errors import UsageError, nearest
+from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Likelihood, Model, Recipe, expand_given
 from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise
-from likely.solve.diffusion import SAMPLERS, bridge_kl, prior_kl
+from likely.solve.diffusion import bridge_kl, prior_kl
+from likely.solve.noise import noise_schedule
 from likely.solve.posterior import Lift, Posterior
-from likely.solve.schedule import noise_schedule
+from likely.solve.samplers import find_sampler, grid
 from likely.space import Space
 
 __all__ = ["Diffusion"]
@@ -55,7 +56,7 @@ class Diffusion(Model, Likelihood):
 
     Options:
         steps: T, of the bound and of the ancestral sampler.
-        schedule: of noise, "tapered", "linear" (in log-SNR), "cosine" or "linear-beta".
+        schedule: of noise, "tapered", "linear" (in log-SNR), "cosine" or another of `solve.shapes`.
         width, depth, dropout: of the net.
         net: another than the default.
     """
@@ -150,13 +151,11 @@ class Diffusion(Model, Likelihood):
         """n examples in data units.
 
         Args:
-            sampler: "ancestral", "ddim" or "dpm-solver".
-            steps: calls of the net; by default 16, and the bound's T + 1 for "ancestral".
+            sampler: of `solve.samplers`.
+            steps: levels of noise that the net is called at, once each by most samplers; by default 16, and the bound's T + 1 for
+                "ancestral".
         """
-        if sampler not in SAMPLERS:
-            raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, SAMPLERS))
-        if steps is not None and steps < 1:
-            raise UsageError(f"Cannot sample in {steps} steps.", "The least is one.")
+        find_sampler(sampler)
         times = self._times(sampler, steps)
         given, size = expand_given(given, n), max(1, _CHUNK // self.lift.space.dims)
         starts = range(0, max(n, 1), size)
@@ -166,8 +165,7 @@ class Diffusion(Model, Likelihood):
         """When the net is called, from 1 to 0: the bound's own times for its sampler, or even in log-SNR."""
         if steps is None and sampler == "ancestral":
             return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
-        log_snr = torch.linspace(self.schedule.end, self.schedule.start, steps or _SOLVER_STEPS, dtype=torch.float64)
-        return self.schedule.time(log_snr)
+        return grid("log-snr", self.schedule, _SOLVER_STEPS if steps is None else steps)
 
     def _walk(self, sampler: str, times: Tensor, n: int, given: Tensor | None) -> Tensor:
         """From noise to n examples, the last call of the net being the decoder's."""
@@ -177,7 +175,7 @@ class Diffusion(Model, Likelihood):
             posterior = self._posterior(z, t, given)
             return posterior.mean, posterior.var
 
-        z = SAMPLERS[sampler](denoise, self.schedule, z, times)
+        z = find_sampler(sampler)(denoise, self.schedule, z, times)
         return self.lift.draw(self._posterior(z, times[-1].expand(n).to(z.device), given))
 
 
