@@ -107,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     "gan": Family("likely.families.gan:GAN"),
     "energy": Family("likely.families.energy:Energy"),
     "diffusion": Family("likely.families.diffusion:Diffusion"),
+    "masked-diffusion": Family("likely.families.masked_diffusion:MaskedDiffusion", featured=False),
 }
 
 

@@ -4,6 +4,7 @@ Nets know nothing of probability; families know no convolution. What each role c
 
     causal    ints x [B, *shape] -> parameters of each entry given those before it, [B, *shape, out];
               has init_state(n, given) and step(state, x_i) -> (state, parameters [n, out])
+    bidirectional (ints x, how much of each is hidden), [B, *shape] -> parameters of each entry by what is seen, [B, *shape, out]
     encoder   x [B, *shape] -> [B, out]
     decoder   latents z [B, in] -> [B, *shape, out]
     denoiser  (reals u [B, C, *rest], t [B], in [0, 1] or a log-SNR over 4) -> [B, out * C, *rest]
@@ -53,6 +54,18 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
         "dilated": "likely.nets.causal.dilated:DilatedConvolutions",
         "rnn": "likely.nets.causal.rnn:RecurrentNet",
         "any-order": "likely.nets.causal.any_order:AnyOrder",
+    },
+    ("bidirectional", "grid"): {
+        "unet": "likely.nets.bidirectional:UNetOverVectors",
+        "transformer": "likely.nets.bidirectional:BidirectionalTransformer",
+    },
+    ("bidirectional", "columns"): {
+        "transformer": "likely.nets.bidirectional:BidirectionalTransformer",
+        "mlp": "likely.nets.bidirectional:MLPOverVectors",
+    },
+    ("bidirectional", "sequence"): {
+        "transformer": "likely.nets.bidirectional:BidirectionalTransformer",
+        "unet1d": "likely.nets.bidirectional:UNet1dOverVectors",
     },
     ("encoder", "grid"): {
         "auto": "likely.nets.autoencoder:grid_encoder",
