@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from likely.errors import UsageError
+from likely.nets.gamma import LearntShape
 from likely.solve.noise import SCALINGS, Schedule, alpha_bars, betas, noise_schedule, posterior_betas
 from likely.solve.shapes import SHAPES, DiscreteBeta
 
@@ -111,3 +112,36 @@ def test_schedules_refuse_nonsense():
         noise_schedule("beta", steps=20)
     with pytest.raises(AttributeError):
         Schedule(DiscreteBeta()).scaling = "ve"
+
+
+def learnt(**options):
+    torch.manual_seed(3)
+    shape = LearntShape(7.0, -5.0, **options)
+    torch.nn.init.normal_(shape.weight)
+    torch.nn.init.uniform_(shape.place)
+    return shape
+
+
+def test_a_learnt_shape_is_a_shape_whatever_its_parameters():
+    noise = Schedule(learnt(), "ve")
+    assert (noise.log_snr(T).diff() < 0).all()
+    torch.testing.assert_close(noise.log_snr(T[[0, -1]]), torch.tensor([7.0, -5.0], dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(noise.time(noise.log_snr(T)), T)
+    h, t = 1e-6, T[50:-50:90]
+    for rate, after, before in zip(noise.rates(t), noise(t + h), noise(t - h)):
+        torch.testing.assert_close(rate, (after - before) / (2 * h), rtol=1e-5, atol=1e-6)
+    straight = Schedule(LearntShape(7.0, -5.0))
+    assert (straight.log_snr(T) - noise_schedule("linear", 7.0, -5.0).log_snr(T)).abs().max() < 0.5
+
+
+def test_every_parameter_of_a_learnt_shape_gets_a_gradient():
+    shape = learnt(learn_ends=True)
+    log_snr, slope = shape(torch.rand(16))
+    (log_snr.square().mean() + slope.square().mean()).backward()
+    assert len(list(shape.parameters())) == 4
+    assert all(p.ndim == 1 and bool(p.grad.count_nonzero() == p.numel()) for p in shape.parameters())
+    assert shape.ends() == pytest.approx((7, -5), abs=1e-5)
+    (first,) = torch.autograd.grad(shape.log_snr(torch.zeros(1)).sum(), shape.span)
+    torch.testing.assert_close(first, torch.tensor([1.0, 6.0]))  # d start / d (middle, log of half the distance)
+    with pytest.raises(UsageError, match="falls"):
+        LearntShape(-5.0, 7.0)

@@ -76,17 +76,17 @@ class Schedule:
     @property
     def start(self) -> float:
         """log-SNR at t = 0."""
-        return self.shape.start
+        return self.shape.ends()[0]
 
     @property
     def end(self) -> float:
         """log-SNR at t = 1."""
-        return self.shape.end
+        return self.shape.ends()[1]
 
     @property
     def prior_scale(self) -> float:
         """The standard deviation of z_1 for data of variance one, (alpha_1^2 + sigma_1^2)^(1/2): where samplers start."""
-        alpha, sigma, _ = self._scaled(torch.tensor(self.end, dtype=torch.float64))
+        alpha, sigma = self.at(torch.tensor(self.end, dtype=torch.float64))
         return math.hypot(alpha.item(), sigma.item())
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -99,17 +99,18 @@ class Schedule:
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t), of the shape and precision of t."""
-        alpha, sigma, _ = self._scaled(self.log_snr(t))
+        return self.at(self.log_snr(t))
+
+    def at(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) where the log-SNR is `log_snr`."""
+        alpha, sigma, _ = SCALINGS[self.scaling](log_snr)
         return alpha, sigma
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt), of the shape and precision of t."""
-        alpha, sigma, share = self._scaled(self.log_snr(t))
+        alpha, sigma, share = SCALINGS[self.scaling](self.log_snr(t))
         slope = self.shape.slope(t)
         return alpha * share * slope, sigma * (share - 0.5) * slope
-
-    def _scaled(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return SCALINGS[self.scaling](log_snr)
 
 
 def noise_schedule(name: str, start: float | None = None, end: float | None = None, *, scaling: str = "vp", **options: Any) -> Schedule:

@@ -40,8 +40,9 @@ __all__ = ["SHAPES", "Cosine", "DiscreteBeta", "Even", "Karras", "LinearBeta", "
 class Shape(ABC):
     """lambda_t, falling strictly from `start` at t = 0 to `end` at t = 1."""
 
-    start: float
-    end: float
+    @abstractmethod
+    def ends(self) -> tuple[float, float]:
+        """(start, end)."""
 
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
@@ -80,6 +81,9 @@ class Even(Shape):
     @abstractmethod
     def _at(self, u: Tensor) -> Tensor:
         """lambda, the inverse of u."""
+
+    def ends(self) -> tuple[float, float]:
+        return self.start, self.end
 
     def _ends(self, like: Tensor) -> Tensor:
         return self._u(torch.tensor([self.start, self.end], dtype=torch.float64, device=like.device)).to(like)
