@@ -37,7 +37,7 @@ from likely.errors import UsageError, nearest
 from likely.solve.denoise import Denoise
 from likely.solve.noise import Schedule
 
-__all__ = ["PARAMETRISATIONS", "Preconditioning", "convert", "denoiser", "preconditioning"]
+__all__ = ["PARAMETRISATIONS", "Preconditioning", "convert", "denoiser", "expand_like", "preconditioning"]
 
 PARAMETRISATIONS = ("x0", "eps", "v", "score", "velocity")
 
@@ -52,7 +52,7 @@ def convert(value: Tensor, source: str, target: str, z: Tensor, schedule: Schedu
     t = t.double()
     (alpha, sigma), (a, b), (c, d) = schedule(t), _weights(source, schedule, t), _weights(target, schedule, t)
     scale = alpha * b - sigma * a
-    of_z, of_value = (_like(w / scale, z) for w in (c * b - d * a, alpha * d - sigma * c))
+    of_z, of_value = (expand_like(w / scale, z) for w in (c * b - d * a, alpha * d - sigma * c))
     return of_z * z + of_value * value
 
 
@@ -74,7 +74,7 @@ def _weights(name: str, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     raise UsageError(f"Unknown parametrisation '{name}'.", nearest(name, PARAMETRISATIONS))
 
 
-def _like(v: Tensor, z: Tensor) -> Tensor:
+def expand_like(v: Tensor, z: Tensor) -> Tensor:
     """[B] -> [B, 1, ...], to broadcast over z, in its precision."""
     return v.to(z).view(-1, *[1] * (z.ndim - 1))
 
