@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import likely
 from common import emit, options, peer
+from likely.ancestral import in_bf16
 from likely.model import Recipe
 from likely.training.optimisers import optimiser_of
 
@@ -111,8 +112,12 @@ class Ours:
         return (sum(start[int(c)] for c in windows[:, 0]) - whole.sum().item()) / len(windows) / (WINDOW - 1)
 
     @torch.no_grad()
-    def draw(self, streams: int, length: int) -> None:
+    def draw(self, streams: int, length: int, *, bf16: bool = False) -> None:
         self.model.eval()
+        with in_bf16(self.model.net) if bf16 else contextlib.nullcontext():
+            self._steps(streams, length)
+
+    def _steps(self, streams: int, length: int) -> None:
         state, last = self.model.net.init_state(streams), None
         for _ in range(length):
             state, parameters = self.model.net.step(state, last)
@@ -160,14 +165,15 @@ def main() -> None:
     both = {"nanogpt": theirs, **ours}
     step = in_turns({name: lambda m=m: [m.step(train) for _ in range(10)] and None for name, m in both.items()})
     single = in_turns({name: lambda m=m: m.draw(1, LENGTH) for name, m in (("nanogpt", theirs), ("ours", ours["float32"]))}, 3)
-    many = in_turns({"ours": lambda: ours["float32"].draw(STREAMS, WINDOW)}, 3)
+    lower = {"ours": False, "ours in bf16": True}
+    many = in_turns({name: lambda low=low: ours["float32"].draw(STREAMS, WINDOW, bf16=low) for name, low in lower.items()})
     other = peer("xtransformers.py")
     record: dict[str, Any] = {
         "ms_per_step": {name: 100 * s for name, s in step.items()},
         "step_ratio": step["nanogpt"] / min(step["float32"], step["bf16"]),
         "chars_per_s": {name: LENGTH / s for name, s in single.items()} | {"x-transformers": other["chars_per_s_1"]},
         "draw_ratio": single["nanogpt"] / single["ours"],
-        f"chars_per_s_{STREAMS}": {"ours": STREAMS * WINDOW / many["ours"], "x-transformers": other["chars_per_s_64"]},
+        f"chars_per_s_{STREAMS}": {name: STREAMS * WINDOW / s for name, s in many.items()} | {"x-transformers": other["chars_per_s_64"]},
     }
     if arguments.train:
         fresh = {"nanogpt": Theirs(arguments.nanogpt, levels), "ours": Ours(levels, bf16=step["bf16"] < step["float32"])}

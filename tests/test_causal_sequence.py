@@ -83,15 +83,16 @@ def test_steps_equal_the_whole(layout, options):
     torch.testing.assert_close(stepped(net, x), whole(net, x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=str)
 @pytest.mark.parametrize("options", [o for o in OPTIONS + OTHERS if o.get("attention") != "linear"], ids=ids)
-def test_steps_by_products_equal_those_that_are_compiled(options, monkeypatch):
+def test_steps_by_products_equal_those_that_are_compiled(options, dtype, within, monkeypatch):
     """Other devices than a CPU, and many streams on several threads, step by torch's own products."""
-    net, x = transformer(TEXT, **options), torch.randint(5, (3, 12 if options.get("positions") != "learned" else 9))
+    net, x = transformer(TEXT, **options).to(dtype), torch.randint(5, (3, 12 if options.get("positions") != "learned" else 9))
     with torch.no_grad():
         compiled = stepped(net, x)
         monkeypatch.setattr(attention, "_may_compile", lambda every: False)
         monkeypatch.setattr(attention, "_compiled", None)
-        torch.testing.assert_close(stepped(net, x), compiled, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(stepped(net, x), compiled, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize(("streams", "threads", "compiled"), [(1, 8, True), (64, 8, False), (64, 1, True)])

@@ -3,20 +3,23 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from likely.decoding import UNFILTERED, Filter, Stops
-from likely.errors import UsageError
+from likely.errors import UsageError, nearest
 from likely.model import Fillable, Filled, Primed, evaluating, expand_given
 from likely.nets.causal import OrderFree
 from likely.space import MISSING, Space
 from likely.stepwise import Conditionals, Weighted
 
-__all__ = ["Ancestral", "Sampled"]
+__all__ = ["PRECISIONS", "Ancestral", "Sampled", "in_bf16"]
+
+PRECISIONS = ("float32", "bf16")
 
 _CHUNK = 2**18  # entries of examples that are drawn side by side
 _PARTICLES = 64
@@ -65,6 +68,7 @@ class Ancestral(Primed, Fillable, ABC):
         min_p: float | None = None,
         typical: float | None = None,
         greedy: bool = False,
+        precision: str = "float32",
     ) -> Any:
         """Draw n examples, entry by entry.
 
@@ -77,6 +81,8 @@ class Ancestral(Primed, Fillable, ABC):
             with_log_prob: return a `Sampled`.
             temperature, top_k, top_p, min_p, typical, greedy: a `Filter` of entries of finitely many values, which changes
                 what is drawn from; `log_prob` stays that of the model itself.
+            precision: "bf16" draws from the net with its numbers and products rounded to 8 bits, which is faster. That is another
+                distribution, near the model's own; both log-probabilities of a `Sampled` are under it, as it runs.
 
         Returns: a tensor [n, *shape], with a prompt or a length [n, m + length], with a stop at most so long; or a `Sampled` with it.
 
@@ -90,7 +96,7 @@ class Ancestral(Primed, Fillable, ABC):
             raise UsageError(f"A beam search draws nothing that {asked} could filter.", "Pass beam alone, or leave it out.")
         length = self._up_to(prompt, length, stop)
         prompt = self._prompt(prompt, length, n)
-        with evaluating(self):  # type: ignore[arg-type]
+        with self._computing(precision):
             if beam is not None and length != 0:  # no symbols leave nothing to search
                 drawn = self._likeliest(n, given, beam, prompt, length, stop)
             elif length is not None:
@@ -98,6 +104,17 @@ class Ancestral(Primed, Fillable, ABC):
             else:
                 drawn = self._examples(n, given, keep, prompt, with_log_prob)
         return drawn if with_log_prob else drawn.x
+
+    @contextmanager
+    def _computing(self, precision: str) -> Iterator[None]:
+        """Without dropout, and in the precision asked for."""
+        if precision not in PRECISIONS:
+            raise UsageError(f"Unknown precision '{precision}'.", nearest(precision, PRECISIONS))
+        net = self.conditionals.net
+        if precision == "bf16" and not isinstance(net, nn.Module):
+            raise UsageError("This model has no net of its own that could run in bf16.", "Leave out precision.")
+        with evaluating(self), in_bf16(net) if precision == "bf16" else nullcontext():  # type: ignore[arg-type]
+            yield
 
     def _up_to(self, prompt: Tensor | None, length: int | None, stop: Any) -> int | None:
         """How far a text goes on that may stop before: as asked for, or to the length of the space."""
@@ -187,11 +204,17 @@ class Ancestral(Primed, Fillable, ABC):
     @final
     @torch.no_grad()
     def follow(
-        self, prompt: Tensor, given: Tensor | None = None, *, stop: Tensor | Sequence[Tensor] | None = None, **keep: Any
+        self,
+        prompt: Tensor,
+        given: Tensor | None = None,
+        *,
+        stop: Tensor | Sequence[Tensor] | None = None,
+        precision: str = "float32",
+        **keep: Any,
     ) -> Iterator[Tensor]:
         rows = self._prompt(prompt, 0, len(prompt))
         assert rows is not None
-        with evaluating(self):  # type: ignore[arg-type]
+        with self._computing(precision):
             for symbols, _ in self._followed(rows, given, Filter(**keep), stop):
                 yield symbols
 
@@ -249,3 +272,16 @@ class Ancestral(Primed, Fillable, ABC):
 
 def _rows(values: Tensor | None, index: slice | Tensor) -> Tensor | None:
     return None if values is None else values[index]
+
+
+@contextmanager
+def in_bf16(net: nn.Module) -> Iterator[None]:
+    """Round a net's numbers to bf16 for a while, in which it computes in bf16."""
+    exact = [(t, t.data) for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()]
+    try:
+        for tensor, data in exact:
+            tensor.data = data.bfloat16()
+        yield
+    finally:
+        for tensor, data in exact:
+            tensor.data = data

@@ -48,8 +48,8 @@ class Place:
 
     @cached_property
     def angles(self) -> np.ndarray:
-        """The turns of one place as (cos, sin), [head_width / 2, 2]; [0, 2] without."""
-        return np.empty((0, 2), np.float32) if self.turns is None else torch.view_as_real(self.turns[0]).numpy()
+        """The turns of one place as cosines and sines, [2, head_width / 2]; [2, 0] without."""
+        return np.empty((2, 0), np.float32) if self.turns is None else torch.cat([self.turns.real, self.turns.imag]).numpy()
 
     @classmethod
     def whole(cls, positions: Positions, length: int, window: int, like: Tensor, ahead: int = 0) -> "Place":
@@ -109,9 +109,11 @@ class Ring:
     seen: int = 0
 
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same memory as numpy's."""
-        return self.keys.detach().numpy(), self.values.detach().numpy()
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same memory as numpy's, and some to compute in."""
+        from likely.solve.one_query import array
+
+        return array(self.keys), array(self.values), array(_wide(self.keys.new_empty(2 * self.keys.shape[3] + self.keys.shape[2])))
 
     def next_slot(self) -> tuple[int, int]:
         """Where the newest key and value go, and how many are known with them."""
@@ -146,6 +148,11 @@ class _Grouped(nn.Module):
         """Keys or values [B, L, kv_heads, d] for each head of queries, [B, heads, L, d]."""
         k = k.transpose(1, 2)
         return k if self.heads == self.kv_heads else k.repeat_interleave(self.heads // self.kv_heads, 1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In at least float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class SoftmaxAttention(_Grouped):
@@ -188,19 +195,17 @@ class SoftmaxAttention(_Grouped):
 def _may_compile(every: Tensor) -> bool:
     """Whether compiled functions, which use one thread, serve this step: on a CPU, without gradients, and if torch would gain
     little by more threads."""
-    plain = every.device.type == "cpu" and every.dtype in (torch.float32, torch.float64) and not torch.is_grad_enabled()
+    plain = every.device.type == "cpu" and every.dtype in (torch.float32, torch.float64, torch.bfloat16) and not torch.is_grad_enabled()
     return plain and (len(every) <= _FEW or torch.get_num_threads() == 1)
 
 
 def _compiled(every: Tensor, place: Place, cache: Ring, heads: int) -> Tensor:
     """Attention of one query per head, [n, heads, d]; every: queries, scaled, keys and values, [n, heads + 2 kv_heads, d]."""
-    from likely.solve import one_query
+    from likely.solve.one_query import array, attend
 
-    (slot, known), (n, _, d), (keys, values) = cache.next_slot(), every.shape, cache.arrays
-    scores, mixed = every.new_empty(n, heads, known), every.new_empty(n, heads, d)
-    one_query.scored(every.numpy(), place.angles, keys, values, slot, scores.numpy())
-    scores = scores if place.mask is None else scores.add_(place.mask)
-    one_query.mixed(scores.softmax(-1).numpy(), values, mixed.numpy())
+    (slot, known), (keys, values, scratch), mixed = cache.next_slot(), cache.arrays, every.new_empty(len(every), heads, every.shape[2])
+    bias = scratch[:0, None] if place.mask is None else array(_wide(place.mask))
+    attend(array(every), place.angles, bias, keys, values, slot, known, scratch, array(mixed))
     return mixed
 
 
@@ -208,8 +213,7 @@ def _by_products(every: Tensor, place: Place, cache: Ring, heads: int) -> Tensor
     """The same by torch's products, on any device."""
     n, kv_heads, _, d = cache.keys.shape
     slot, known = cache.next_slot()
-    if place.turns is not None:
-        torch.view_as_complex(every.narrow(1, 0, heads + kv_heads).view(n, -1, d // 2, 2)).mul_(place.turns)
+    every.narrow(1, 0, heads + kv_heads).copy_(rotated(every.narrow(1, 0, heads + kv_heads), place.turns))
     q, k, v = every.split([heads, kv_heads, kv_heads], 1)
     cache.keys.select(2, slot).copy_(k)
     cache.values.select(2, slot).copy_(v)
@@ -258,7 +262,7 @@ class LinearAttention(_Grouped):
 
     def init(self, n: int) -> Sums:
         weight, d = self.out.weight, self.head_width
-        return Sums(weight.new_zeros(n, self.kv_heads, d, d), weight.new_zeros(n, self.kv_heads, d))
+        return Sums(*(_wide(weight.new_zeros(n, self.kv_heads, *size)) for size in ((d, d), (d,))))
 
     def stepper(self) -> Step:
         """As of softmax attention."""
@@ -270,12 +274,12 @@ class LinearAttention(_Grouped):
         cache.products += kt[..., None] * v[..., None, :]
         cache.keys += k
         q, qt = (x.unflatten(1, (self.kv_heads, -1)) for x in (q, qt))
-        return h + self.out((qt @ cache.products / (q @ cache.keys[..., None])).flatten(1))
+        return h + self.out((qt @ cache.products / (q @ cache.keys[..., None])).flatten(1).to(h.dtype))
 
     def _features(self, h: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
         """phi of queries and keys, the same turned, and values, [..., heads, head_width]; at least in float32."""
         qk, v = self._split(h)
-        features = 1 + F.elu(qk.float() if qk.dtype == torch.bfloat16 else qk)
+        features = 1 + F.elu(_wide(qk))
         return features, rotated(features, place.turns), v.to(features.dtype)
 
 
