@@ -54,11 +54,11 @@ class Stacks(Layer):
 
     def stepper(self) -> Callable[..., Tensor]:
         """As `right`; what is linked holds the convolution's bias."""
-        horizontal, film, weight, bias = self.horizontal, self.film, self.out_h.weight, self.out_h.bias
+        horizontal, film, out = self.horizontal, self.film, self.out_h.stepper()
 
         def step(h: Tensor, linked: Tensor, embedding: Tensor | None, see: Pixels) -> Tensor:
             a = see(horizontal, h, linked)
-            return h + F.linear(F.glu(film(a, embedding) if film else a, 1), weight, bias)
+            return h + out(F.glu(film(a, embedding) if film else a, 1))
 
         return step
 

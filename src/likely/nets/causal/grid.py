@@ -44,8 +44,9 @@ class Register:
     margin: int
 
     def __post_init__(self) -> None:
-        """Crops are views that are kept: to make one costs more time than to use it."""
+        """Views are kept: to make one costs more time than to use it."""
         self.crops: dict[tuple[Product, int], Tensor] = {}
+        self.pixels: dict[int, Tensor] = {}
 
     def next_row(self) -> None:
         """Forget the oldest row; the new one is zero as yet."""
@@ -54,8 +55,11 @@ class Register:
         self.rows[:, :, -1] = 0.0
 
     def put(self, column: int, h: Tensor) -> None:
-        """One pixel [n, C] of the current row."""
-        self.rows.select(1, self.margin + column).select(1, -1).copy_(h)
+        """One pixel [n, C] of the current row; where gradients are recorded, a view from before cannot be written to."""
+        pixel = None if torch.is_grad_enabled() else self.pixels.get(column)
+        if pixel is None:
+            pixel = self.pixels[column] = self.rows.select(1, self.margin + column).select(1, -1)
+        pixel.copy_(h)
 
     def put_row(self, h: Tensor) -> None:
         """The current row [n, C, columns]."""
@@ -105,7 +109,7 @@ class Product:
         seen, (down, self.stride) = convolution.seen(register), convolution.dilation
         self.rows, self.first = slice(seen.start, seen.stop, down), register.margin - convolution.pads[0]
         self.columns = self.stride * convolution.kernel_size[1]
-        self.weight, self.bias = convolution.kernel.permute(0, 3, 2, 1).flatten(1).T.contiguous(), convolution.bias
+        self.weight, self.bias = convolution.kernel.permute(0, 3, 2, 1).flatten(1).T.contiguous(), convolution.bias[None]
 
     def __call__(self, register: Register, column: int, bias: Tensor | None = None) -> Tensor:
         """[n, target]; with another bias than the convolution's own, where one is given."""
@@ -133,6 +137,12 @@ class Pointwise(nn.Linear):
         if input.ndim == 2:
             return F.linear(input, self.weight, self.bias)
         return F.conv2d(input, self.weight[..., None, None], self.bias)
+
+    def stepper(self) -> Callable[[Tensor], Tensor]:
+        """The same at one place as a function, for many steps."""
+        assert self.bias is not None
+        weight, bias = self.weight.T, self.bias[None]
+        return lambda h: torch.addmm(bias, h, weight)
 
 
 class Layer(nn.Module, ABC):
@@ -237,11 +247,7 @@ class ChannelHead(nn.Module):
 
     def steppers(self) -> list[Callable[[Tensor], Tensor]]:
         """The outputs of each channel from h, which knows the channels before."""
-        return [_output(out.weight, out.bias) for out in self.out]
-
-
-def _output(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda h: F.linear(F.silu(h), weight, bias)
+        return [lambda h, out=out.stepper(): out(F.silu(h)) for out in self.out]
 
 
 class GridNet(CausalNet):
@@ -293,7 +299,7 @@ class GridNet(CausalNet):
         channels, _, columns = self.space.shape
         if x_i is not None:
             support = self.space.supports[(state.entry - 1) % channels]
-            state.pixel.append(features(support, x_i[:, None], state.seen.rows.dtype)[..., 0])
+            state.pixel.append(features(support, x_i, state.seen.rows.dtype))
         pixel, channel = divmod(state.entry, channels)
         if channel == 0:
             row, column = divmod(pixel, columns)
@@ -303,7 +309,7 @@ class GridNet(CausalNet):
 
     def _next_pixel(self, state: GridState, row: int, column: int) -> None:
         if state.pixel:
-            state.seen.put((column or self.space.shape[2]) - 1, torch.cat(state.pixel, 1))
+            state.seen.put((column or self.space.shape[2]) - 1, torch.cat(state.pixel, 1) if len(state.pixel) > 1 else state.pixel[0])
             state.pixel = []
         if column == 0:
             state.seen.next_row()

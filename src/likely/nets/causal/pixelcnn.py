@@ -56,12 +56,11 @@ class Residual(Layer):
         self.film = FiLM(embedding, inner) if embedding else None
 
     def stepper(self) -> Callable[..., Tensor]:
-        masked, film, enter, leave = self.masked, self.film, self.enter, self.leave
-        w1, b1, w2, b2 = enter.weight, enter.bias, leave.weight, leave.bias
+        masked, film, enter, leave = self.masked, self.film, self.enter.stepper(), self.leave.stepper()
 
         def step(h: Tensor, _: None, embedding: Tensor | None, see: Pixels) -> Tensor:
-            a = see(masked, F.silu(F.linear(F.silu(h), w1, b1)))
-            return h + F.linear(F.silu(film(a, embedding) if film else a), w2, b2)
+            a = see(masked, F.silu(enter(F.silu(h))))
+            return h + leave(F.silu(film(a, embedding) if film else a))
 
         return step
 
