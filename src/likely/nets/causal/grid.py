@@ -247,7 +247,11 @@ class ChannelHead(nn.Module):
 
     def steppers(self) -> list[Callable[[Tensor], Tensor]]:
         """The outputs of each channel from h, which knows the channels before."""
-        return [lambda h, out=out.stepper(): out(F.silu(h)) for out in self.out]
+        return [_after_silu(out.stepper()) for out in self.out]
+
+
+def _after_silu(out: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda h: out(F.silu(h))
 
 
 class GridNet(CausalNet):

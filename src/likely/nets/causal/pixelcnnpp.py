@@ -182,7 +182,7 @@ class PixelCNNPlusPlus(TwoStreams):
             if row % 2 == column % 2 == 0:
                 low = self.pixel(state, row // 2, column // 2, coarse, i + 1)
                 state.rows[right][..., column : column + 2] = right.finer(low)
-            h = h + state.rows[right][:, :, row % 2, column]
+            h = h + state.rows[right].select(2, row % 2).select(2, column)
         for block in right.after:
             h = state.layers[block](h, state.columns[block][column], state.embedding, see)
         return h
