@@ -165,9 +165,9 @@ def test_it_is_stored_and_reopened_by_its_name(tmp_path):
 
 def test_names_with_members():
     assert families.split_names("gmm, mixture(ngram, autoregressive),flow") == ["gmm", "mixture(ngram, autoregressive)", "flow"]
-    assert families.parsed("mixture( ngram,autoregressive )") == ("mixture", ["ngram", "autoregressive"])
-    assert families.parsed("mixture") == ("mixture", ["ngram", "autoregressive"])
-    assert families.parsed("flow") == ("flow", [])
+    assert families.parsed("mixture( ngram,autoregressive )") == ("mixture", ["ngram", "autoregressive"], {})
+    assert families.parsed("mixture") == ("mixture", ["ngram", "autoregressive"], {})
+    assert families.parsed("flow") == ("flow", [], {})
 
 
 @pytest.mark.parametrize(

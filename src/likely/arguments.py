@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from likely.errors import UsageError, nearest
+from likely.errors import UsageError
 
 __all__ = [
     "DataArg",
@@ -39,7 +39,6 @@ GivenOption = Annotated[str | None, typer.Option("--given", help="What to condit
 ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to condition on: label=3.", show_default=False)]
 
 _READING = "How DATA is read"
-_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def _option(kind: Any, name: str, told: str, **more: Any) -> Any:
@@ -111,7 +110,7 @@ def read_pair(text: str) -> tuple[int, int]:
 
 def extra_options(args: list[str]) -> dict[str, Any]:
     """`--name value`, `--name=value` and bare `--flag` of options that typer does not know, as Python values."""
-    from ast import literal_eval
+    from likely.names import plain_value
 
     found: dict[str, Any] = {}
     rest = list(args)
@@ -122,11 +121,7 @@ def extra_options(args: list[str]) -> dict[str, Any]:
         name, sign, text = word[2:].partition("=")
         if not sign:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
-        try:
-            value = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        found[name.replace("-", "_")] = value
+        found[name.replace("-", "_")] = plain_value(text)
     return found
 
 
@@ -144,5 +139,6 @@ def family_options(args: list[str], model: str) -> dict[str, Any]:
     verb = {"minutes", "steps", "epochs", "out", "from", "size", "seed", "device", "threads", "batch", "lr", "given", "levels", "augment"}
     for name in options:
         if name not in known:
-            raise UsageError(f"Neither `fit` nor the family '{model}' has an option --{name}.", nearest(name, known | verb))
+            hint = families.option_hint(name, known | verb, families.parsed(model).members)
+            raise UsageError(f"Neither `fit` nor the family '{model}' has an option --{name}.", hint)
     return options

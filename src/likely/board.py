@@ -139,7 +139,7 @@ class _Comparison:
 
     def task(self, name: str, options: dict[str, Any], seed: int) -> Row:
         """The row of a model that is yet to be run."""
-        folder = f"models/{name}-{seed}" if self.seeds > 1 else f"models/{name}"
+        folder = f"models/{families.slug(name)}" + (f"-{seed}" if self.seeds > 1 else "")
         return Row(name, size=self.size, seed=seed, options=options, data=self.data.name, given=self.given, folder=folder)
 
     def run(self, tasks: list[Row]) -> list[Row]:

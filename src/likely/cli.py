@@ -118,13 +118,13 @@ def fit(
     On several processes:  torchrun --nproc-per-node 2 -m likely fit ...
     """
     import likely
-    from likely import printing, train
+    from likely import families, printing, train
 
     model, args = named_family(model, context.args)
     loaded, options = _load(data, given, read), family_options(args, model)
     if "window" in read and "window" not in loaded.card:  # data that are no text have none: it is of the net
         options["window"] = read["window"]
-    out = out or Path("likely-runs") / f"{loaded.name}-{model}"
+    out = out or Path("likely-runs") / f"{loaded.name}-{families.slug(model)}"
     budget = {"minutes": minutes, "steps": steps, "epochs": epochs}
     how = {"size": size, "seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": numbers, "track": track}
     run = likely.fit(loaded, likely.open(start) if start else model, out=out, **budget, **how, **options)
@@ -314,7 +314,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A family whose optio
     from likely import families, printing
 
     if name is not None:
-        families.family_class(name)  # raises, with the nearest name
+        name = families.parsed(name).own  # raises, with the nearest name
     printing.families(likely.models(), name)
 
 

@@ -9,10 +9,21 @@ from torch import Tensor
 from likely import families, sources, store
 from likely.dataset import Data
 from likely.errors import UsageError, nearest
-from likely.model import Model
+from likely.model import Combined, Model
 from likely.space import Space
 
-__all__ = ["READING", "as_data", "as_given", "as_model", "built_in_test", "card_of", "check_options", "reading_options", "space_of"]
+__all__ = [
+    "READING",
+    "as_data",
+    "as_given",
+    "as_model",
+    "built_in_test",
+    "card_of",
+    "check_options",
+    "reading_options",
+    "sampler_of",
+    "space_of",
+]
 
 READING = ("layout", "tile", "resize", "precision", "missing", "header")  # options of `load` that new data are read by, too
 
@@ -59,6 +70,13 @@ def reading_options(model: Model | str | Path, read: dict[str, Any]) -> dict[str
 def card_of(model: Model | str | Path) -> dict[str, Any]:
     """The card of the data that a stored model was fitted to."""
     return {} if isinstance(model, Model) else store.read_config(model)["data"]
+
+
+def sampler_of(model: Model) -> Any:
+    """The `sample` whose keywords are options of this model's: its own, or that of the part which it hands them on to."""
+    while isinstance(model, Combined) and model.hands_on:
+        model = model.members[-1]  # type: ignore[assignment]
+    return model.sample
 
 
 def check_options(method: Any, how: dict[str, Any], what: str, *, without: tuple[str, ...] = ()) -> None:

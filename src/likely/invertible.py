@@ -18,7 +18,7 @@ from likely.bijections import Bijection, chunks
 from likely.completion import REFERENCE, complete
 from likely.dequantization import Dequantizer
 from likely.errors import UsageError
-from likely.logprob import LogProb, compose
+from likely.logprob import LogProb
 from likely.model import Fillable, Filled, Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
 from likely.noise import Noise
 from likely.space import Relaxed, Space
@@ -63,11 +63,11 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         relaxed, given = self._lifted(x, given, Noise(x))
-        return -relaxed.log_prob(self.log_density(relaxed.value, given)).nats.float()
+        return -relaxed.log_prob(LogProb(self.log_density(relaxed.value, given), "exact")).nats.float()
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         relaxed, given = self._lifted(x, given, noise)
-        return _joined(relaxed, self.density(relaxed.value, given, noise))
+        return relaxed.log_prob(self.density(relaxed.value, given, noise))
 
     def _lifted(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Relaxed, Tensor | None]:
         """Examples lifted to reals, and `given` for each of their draws."""
@@ -90,8 +90,8 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
     def latent(self) -> Space:
         return Space.reals(self.space.relaxed.dims)
 
-    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
-        relaxed, given = self._lifted(x, given, Noise(x, draws))
+    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1, noise: Noise | None = None) -> Relaxed:
+        relaxed, given = self._lifted(x, given, noise or Noise(x, draws))
         z, log_det = self._to_noise(relaxed.value, given)
         return replace(relaxed, value=z, nats=relaxed.nats + log_det)
 
@@ -151,15 +151,6 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
 def log_normal(z: Tensor) -> Tensor:
     """Log-density of standard normal noise [B, dims], nats [B], float64."""
     return -(0.5 * z.square() + _LOG_SQRT_2PI).sum(1, dtype=torch.float64)
-
-
-def _joined(relaxed: Relaxed, density: LogProb) -> LogProb:
-    """log p of examples from the density of their draws, whose errors add by the draws' shares in the mean."""
-    whole, stderr = relaxed.log_prob(density.nats, how=density.how), None
-    if density.stderr is not None:
-        share = (density.nats + relaxed.nats).view(relaxed.draws, -1).softmax(0)
-        stderr = (share * density.stderr.view(relaxed.draws, -1)).square().sum(0).sqrt()
-    return replace(whole, kind=compose(whole.kind, density.kind), stderr=stderr)
 
 
 def _per_draw(given: Tensor | None, draws: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
+from likely.dataset import Data
 from likely.errors import DataError, UsageError
 from likely.logprob import LogProb
 from likely.noise import Noise
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from likely.distribution import ModelDistribution
 
 __all__ = [
+    "Amortised",
     "Batches",
     "ClosedForm",
     "Coded",
@@ -33,6 +35,7 @@ __all__ = [
     "Latent",
     "Likelihood",
     "Model",
+    "Phase",
     "Primed",
     "Recipe",
     "Reparameterised",
@@ -235,12 +238,23 @@ class Latent(ABC):
     def latent(self) -> Space: ...
 
     @abstractmethod
-    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
-        """z, draw-major [draws * batch, *latent shape], with a flow's log-det or log p(x|z) - log q(z|x) as nats."""
+    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1, noise: Noise | None = None) -> Relaxed:
+        """z, draw-major [draws * batch, *latent shape], with a flow's log-det or log p(x|z) - log q(z|x) as nats.
+
+        `noise` is where the randomness comes from (and how many draws); torch's global generator by default.
+        """
 
     @abstractmethod
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         """Latents to examples in data units."""
+
+
+class Amortised(Latent):
+    """Knows the distribution of latents given an example, so that they can be drawn without their nats."""
+
+    @abstractmethod
+    def posterior(self, x: Tensor, given: Tensor | None = None) -> torch.distributions.Distribution:
+        """q(z | x), batch shape [batch], event shape that of `latent`."""
 
 
 class Reparameterised(ABC):
@@ -300,13 +314,44 @@ class Weighted(ClosedForm):
         """Fit; each training example counts `weights` [n] times, once by default. One of weight 2 is as two equal ones."""
 
 
-class Combined(ABC):
-    """Is made of other models; when those are fitted, one after another, `solve` fits what joins them, which lives in buffers."""
+@dataclass(frozen=True)
+class Phase:
+    """A part of fitting a model that is made of others.
 
+    Attributes:
+        member: number of the one that is fitted.
+        data: what it is fitted to.
+        share: of the budget that is left; closed forms need none.
+    """
+
+    member: int
+    data: Data
+    share: float
+
+
+class Combined(ABC):
+    """Is made of other models, which are fitted one after another; what joins them lives in buffers.
+
+    Class data:
+        hands_on: whether options of `sample` are those of the last member's.
+    """
+
+    hands_on: ClassVar[bool] = False
     members: nn.ModuleList
 
+    @classmethod
     @abstractmethod
-    def solve(self, train: Batches, valid: Batches) -> None: ...
+    def made_of(cls, members: Sequence[type[Model]]) -> type[Model]:
+        """The class of such a model of these members, by what they can do."""
+
+    @classmethod
+    @abstractmethod
+    def place(cls, space: Space, given: Space | None, before: Sequence[Model]) -> tuple[Space, Space | None]:
+        """Space, and that of `given`, of the member that comes after those `before` it."""
+
+    @abstractmethod
+    def phases(self, data: Data) -> Iterator[Phase]:
+        """What is fitted to what, in turn; what joins the members is fitted between, when those of the phases before are there."""
 
 
 class Starts(ABC):

@@ -100,6 +100,13 @@ class Noise:
             return torch.randn(self.draws * self.batch, *shape, device=self.device).double()
         return torch.special.ndtri(self.uniform(*shape))
 
+    def of(self, rows: Tensor) -> "Noise":
+        """Noise of one draw for each of these rows (of draws * batch), as if each were an example: for a model of what was drawn there."""
+        noise = Noise(rows)
+        if self._keys is not None:
+            noise._keys = _mix(self._keys[rows % self.batch] + (rows // self.batch + 1) * _GOLDEN)
+        return noise
+
     def repeat(self, x: Tensor) -> Tensor:
         """`x` once per draw, in the order of the noise."""
         return x if self.draws == 1 else x.repeat(self.draws, *[1] * (x.ndim - 1))

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from likely.logprob import LogProb
+from likely.logprob import LogProb, compose
 from likely.noise import Noise, log_mean_exp
 from likely.support import MISSING, Support, from_grid, to_grid
 
@@ -51,15 +51,22 @@ class Relaxed:
     nats: Float[Tensor, " rows"]
     exact: bool
     draws: int = 1
-    dequantized: str = "uniform"
+    how: str = "uniform dequantization"
 
-    def log_prob(self, log_density: Tensor, *, how: str = "") -> LogProb:
-        """log p(x) from the model's log-density at `value`, the draws joined by log mean exp."""
-        nats = log_mean_exp(log_density.double() + self.nats, self.draws)
-        if self.exact:
-            return LogProb(nats, "exact", how=how)
-        dequantized = f"{self.dequantized} dequantization, K={self.draws}"
-        return LogProb(nats, "lower bound", how="; ".join(h for h in (how, dequantized) if h))
+    def log_prob(self, density: LogProb) -> LogProb:
+        """log p(x) from the model's log-density at `value`, the draws joined by log mean exp, their errors by their shares in it."""
+        log_w = density.nats.double() + self.nats
+        nats, stderr = log_mean_exp(log_w, self.draws), None
+        if density.stderr is not None:
+            share = log_w.view(self.draws, -1).softmax(0)
+            stderr = (share * density.stderr.view(self.draws, -1)).square().sum(0).sqrt()
+        kind = density.kind if self.exact else compose("lower bound", density.kind)
+        return LogProb(nats, kind, stderr=stderr, how="; ".join(h for h in (density.how, self.told) if h))
+
+    @property
+    def told(self) -> str:
+        """What a bound by these draws rests on; nothing where they are exact."""
+        return "" if self.exact else f"{self.how}, K={self.draws}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def relax(space: "Space", x: Tensor, draws: int, noise: Noise | None, within: Wi
     parts += [_relax_nominal(x[:, i], space.supports[i], noise) for i in space.nominals]
     values, nats = zip(*parts, strict=True)
     value, total = torch.cat(values, 1).to(torch.get_default_dtype()), torch.stack(nats).sum(0)
-    return Relaxed(value, total, exact, noise.draws, within.law if within else "uniform")
+    return Relaxed(value, total, exact, noise.draws, f"{within.law if within else 'uniform'} dequantization")
 
 
 def _relax_numbers(space: "Space", x: Tensor, noise: Noise, within: Within | None) -> tuple[Tensor, Tensor]:

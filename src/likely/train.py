@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 from likely import families, store
 from likely.dataset import Data
 from likely.errors import TrainingError, UsageError
-from likely.model import ClosedForm, Combined, Model, Weighted
+from likely.model import ClosedForm, Combined, Model, Phase, Weighted
 from likely.noise import row_hash, seeded
 from likely.space import Space
 from likely.training.budget import Budget
@@ -118,7 +118,7 @@ def fit(
         with seeded(step_seed(seed, 0, 0)):
             if isinstance(model, Combined):
                 how = {"seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": precision}
-                part = partial(fit, data, progress=progress, checkpoint_seconds=checkpoint_seconds, **how)
+                part = partial(fit, progress=progress, checkpoint_seconds=checkpoint_seconds, **how)
                 run = _combine(model, data, partial(_share, budget, epochs), part, settings, accelerator)
             elif isinstance(model, ClosedForm):
                 run = _solve(model, data, settings, accelerator.is_main_process, weights)
@@ -160,37 +160,54 @@ def _solve(model: Model, data: Data, settings: Settings, main: bool, weights: Te
 
 
 def _combine(model: Any, data: Data, share: Callable[..., dict[str, Any]], part: Callable[..., Run], settings: Settings, ranks: Any) -> Run:
-    """Fit the members, each as if alone and in a folder of its own, closed forms first; then what joins them."""
+    """Fit the members phase by phase, each as if alone and in a folder of its own; between the phases the model fits what joins them."""
     folders = [settings.folder / "members" / str(i) if settings.folder else None for i in range(len(model.members))]
-    closed = [i for i, member in enumerate(model.members) if isinstance(member, ClosedForm)]
-    others = [i for i in range(len(folders)) if i not in closed]
-    runs: list[Run] = []
-    for some in (closed, others):
-        budget = share(sum(run.seconds for run in runs), max(1, len(others)))
-        for i in some:
-            runs.append(part(model.members[i], out=folders[i], **budget))
-            model.members[i] = runs[-1].model
-    start, cpu = time.perf_counter(), time.process_time()
-    model.to(ranks.device).eval().solve(data.train.pieces(), data.valid.pieces())
-    seconds = sum(run.seconds for run in runs) + time.perf_counter() - start
-    cpu_seconds = sum(run.cpu_seconds for run in runs) + time.process_time() - cpu
+    done: list[tuple[Phase, Run]] = []
+    curve: list[dict[str, Any]] = []
+    start, cpu, inside, inside_cpu = time.perf_counter(), time.process_time(), 0.0, 0.0
+    for phase in _seeded(model.to(ranks.device).eval().phases(data), settings.seed):
+        began, began_cpu = time.perf_counter(), time.process_time()
+        run = part(phase.data, model.members[phase.member], out=folders[phase.member], **share(data, phase, done))
+        model.members[phase.member] = run.model
+        model.to(ranks.device).eval()
+        done.append((phase, run))
+        curve = run.curve if phase.data.space == data.space else curve  # in another space it is in another unit
+        inside, inside_cpu = inside + time.perf_counter() - began, inside_cpu + time.process_time() - began_cpu
+        if run.stopped == "interrupted":
+            break
+    runs = [run for _, run in done]
+    seconds = sum(run.seconds for run in runs) + time.perf_counter() - start - inside
+    cpu_seconds = sum(run.cpu_seconds for run in runs) + time.process_time() - cpu - inside_cpu
     last = runs[-1]
-    stopped = "interrupted" if any(run.stopped == "interrupted" for run in runs) else last.stopped
-    joined = Run(model.to("cpu"), seconds, cpu_seconds, sum(run.steps for run in runs), settings.seed, last.curve, last.pace, stopped)
+    joined = Run(model.to("cpu"), seconds, cpu_seconds, sum(run.steps for run in runs), settings.seed, curve, last.pace, last.stopped)
     _store(joined, data, settings.folder, ranks.is_main_process)
-    if ranks.is_main_process and stopped != "interrupted":
+    if ranks.is_main_process and last.stopped != "interrupted":
         for folder in filter(None, folders):
             store.remove(folder)
     return joined
 
 
-def _share(budget: Budget, epochs: float | None, spent: float, parts: int) -> dict[str, Any]:
-    """What each of so many members that train by steps may use; of time, what the others spent is gone, and some is kept for joining."""
+def _seeded(phases: Iterator[Phase], seed: int) -> Iterator[Phase]:
+    """Each phase made ready under the same random state, also where those before it were fitted by an earlier run."""
+    while True:
+        with seeded(step_seed(seed, 0, 0)):
+            phase = next(phases, None)
+        if phase is None:
+            return
+        yield phase
+
+
+def _share(budget: Budget, epochs: float | None, data: Data, phase: Phase, done: list[tuple[Phase, Run]]) -> dict[str, Any]:
+    """What a phase may use: its share of what those before it left; of time some is kept for joining. Closed forms take what they need."""
+    if not phase.share:
+        return {}
     if epochs is not None:
-        return {"epochs": epochs / parts}
+        left = epochs * math.prod(1 - before.share for before, _ in done)
+        return {"epochs": left * phase.share * len(data.train) / len(phase.data.train)}
     if budget.seconds is None:
-        return {"steps": max(1, (budget.steps or 0) // parts)}
-    return {"minutes": max(0.1 * budget.seconds, (1 - _JOINING) * budget.seconds - spent) / parts / 60}
+        return {"steps": max(1, int(((budget.steps or 0) - sum(run.steps for _, run in done)) * phase.share))}
+    left = max(0.1 * budget.seconds, (1 - _JOINING) * budget.seconds - sum(run.seconds for _, run in done))
+    return {"minutes": left * phase.share / 60}
 
 
 def _store(run: Run, data: Data, folder: Path | None, main: bool) -> None:

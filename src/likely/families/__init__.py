@@ -8,7 +8,7 @@ Others register theirs through the entry point group `likely.families`:
 
 import inspect
 import math
-import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -17,13 +17,28 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
 from likely.errors import UsageError, nearest
+from likely.names import Named, parse, slug, split_names
 from likely.nets import net_options, net_words
 
 if TYPE_CHECKING:
     from likely.model import Model
     from likely.space import Space
 
-__all__ = ["FAMILIES", "Family", "build", "check_kind", "family_class", "featured", "names", "option_names", "option_words"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "build",
+    "check_kind",
+    "family_class",
+    "featured",
+    "names",
+    "option_hint",
+    "option_names",
+    "option_words",
+    "parsed",
+    "slug",
+    "split_names",
+]
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,7 @@ FAMILIES: dict[str, Family] = {
     "energy": Family("likely.families.energy:Energy"),
     "diffusion": Family("likely.families.diffusion:Diffusion"),
     "masked-diffusion": Family("likely.families.masked_diffusion:MaskedDiffusion", featured=False),
+    "stacked": Family("likely.families.stacked:Stacked", members=("vae", "diffusion"), featured=False),
 }
 
 
@@ -128,25 +144,19 @@ def featured() -> list[str]:
     return [name for name, family in registry().items() if family.featured]
 
 
-def split_names(names: str) -> list[str]:
-    """Names that are separated by commas, but for those in parentheses: "a, b(c, d)" -> ["a", "b(c, d)"]."""
-    return [name.strip() for name in re.split(r",(?![^(]*\))", names)]
+def parsed(name: str) -> Named:
+    """A name taken apart, with the members that the registry knows where it says none: "mixture" -> ngram, autoregressive.
 
-
-def parsed(name: str) -> tuple[str, list[str]]:
-    """A family's own name and those of its members: "mixture(ngram, flow)" -> ("mixture", ["ngram", "flow"]).
-
-    Raises: UsageError for members of a family that has none.
+    Raises: UsageError for brackets that do not match, for an unknown name (the hint suggests the nearest), and for
+        members of a family that has none.
     """
-    own, inside, members = name.partition("(")
-    if name.count("(") != name.count(")") or (inside and not name.rstrip().endswith(")")):
-        raise UsageError(f"The brackets of '{name}' do not close it.", "Models made of others are written mixture(ngram, autoregressive).")
-    known = registry().get(own.strip())
-    if not inside:
-        return own, list(known.members) if known else []
-    if known and not known.members:
-        raise UsageError(f"Model '{own.strip()}' is not made of others, as '{name}' says.", "mixture(...) is.")
-    return own.strip(), split_names(members.strip().removesuffix(")"))
+    named = parse(name)
+    if named.own not in registry():
+        raise UsageError(f"Unknown model '{named.own}'.", nearest(named.own, registry()))
+    usual = registry()[named.own].members
+    if named.members and not usual:
+        raise UsageError(f"Model '{named.own}' is not made of others, as '{name}' says.", "mixture(...) and stacked(...) are.")
+    return named if named.members else named._replace(members=list(usual))
 
 
 def family_class(name: str) -> "type[Model]":
@@ -154,11 +164,10 @@ def family_class(name: str) -> "type[Model]":
 
     Raises: UsageError for an unknown name; the hint suggests the nearest.
     """
-    name, _ = parsed(name)
-    if name not in registry():
-        raise UsageError(f"Unknown model '{name}'.", nearest(name, registry()))
-    module, _, attribute = registry()[name].path.partition(":")
-    return getattr(import_module(module), attribute)
+    own, members, _ = parsed(name)
+    module, _, attribute = registry()[own].path.partition(":")
+    cls = getattr(import_module(module), attribute)
+    return cls.made_of([family_class(member) for member in members]) if members else cls
 
 
 def option_names(cls: "type[Model]") -> dict[str, inspect.Parameter]:
@@ -196,17 +205,33 @@ def build(name: str, space: "Space", *, given: "Space | None" = None, size: str 
 
     Raises: UsageError for an unknown name, size or option, or a layout the family does not model.
     """
-    cls = family_class(name)
-    known = option_names(cls)
-    for option in options:
+    cls, (own, parts, inside) = family_class(name), parsed(name)
+    known, chosen = option_names(cls), inside | options
+    for option in chosen:
         if option not in known:
-            raise UsageError(f"Model '{name}' has no option '{option}'.", nearest(option, known) if known else "It has none.")
-        _check_option(name, option, options[option], known[option].annotation)
+            raise UsageError(f"Model '{name}' has no option '{option}'.", option_hint(option, known, parts))
+        _check_option(own, option, chosen[option], known[option].annotation)
     if space.layout not in cls.layouts:
         others = [n for n in FAMILIES if space.layout in family_class(n).layouts]
         raise UsageError(f"Model '{name}' does not model {space.layout} data.", f"Those that do: {', '.join(others) or 'none yet'}.")
-    own, parts = parsed(name)
-    members = {"members": [build(part, space, given=given, size=size) for part in parts]} if parts else {}
-    model = cls(space, given=given, size=size, **{**registry()[own].preset, **options}, **members)
+    members = {"members": _members(cls, parts, space, given, size)} if parts else {}
+    model = cls(space, given=given, size=size, **{**registry()[own].preset, **chosen}, **members)
     model.config = {"model": name, "size": size, "options": options}
     return model
+
+
+def option_hint(option: str, known: Collection[str], parts: list[str]) -> str:
+    """What to do about an option that is not known, of a family with such parts."""
+    owners = [own for own in (parsed(part).own for part in parts) if option in option_names(family_class(own))]
+    if owners:
+        return f"An option of a part is written in its brackets: {owners[0]}({option}=...)."
+    return nearest(option, known) if known else "It has none."
+
+
+def _members(cls: Any, names: list[str], space: "Space", given: "Space | None", size: str) -> "list[Model]":
+    """The models that a model of such a class is made of, each where those before it leave it."""
+    members: list[Model] = []
+    for name in names:
+        where, known = cls.place(space, given, members)
+        members.append(build(name, where, given=known, size=size))
+    return members

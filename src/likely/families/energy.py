@@ -245,7 +245,7 @@ class Energy(Model, Likelihood, Starts):
         how = (
             f"log Z by forward AIS, {self._chains_each()} chains x {self.temperatures} temperatures, an underestimate: log p is optimistic"
         )
-        tilted = relaxed.log_prob(density, how=how)
+        tilted = relaxed.log_prob(LogProb(density, "exact", how=how))
         return LogProb(tilted.nats - self.log_z[row], "estimate", stderr=self.log_z_stderr[row], how=tilted.how)
 
     def _estimate(self, states: list[int]) -> None:

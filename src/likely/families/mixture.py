@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from likely.ancestral import Ancestral
 from likely.coding import Codec, strings
+from likely.dataset import Data
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, Coded, Combined, Likelihood, Model, Stepwise
+from likely.model import Batches, ClosedForm, Coded, Combined, Likelihood, Model, Phase, Stepwise
 from likely.noise import Noise
 from likely.space import Space
 from likely.stepwise import Conditionals
@@ -75,6 +76,22 @@ class Mixture(Ancestral, Model, Likelihood, Stepwise, Coded, Combined):
         return -self._log_mass(x, given)
 
     # -- fitting --------------------------------------------------------------------------------
+
+    @classmethod
+    def made_of(cls, members: Sequence[type[Model]]) -> type[Model]:
+        return cls
+
+    @classmethod
+    def place(cls, space: Space, given: Space | None, before: Sequence[Model]) -> tuple[Space, Space | None]:
+        return space, given
+
+    def phases(self, data: Data) -> Iterator[Phase]:
+        """Closed forms first; the others share alike what those leave."""
+        closed = [i for i, member in enumerate(self.members) if isinstance(member, ClosedForm)]
+        others = [i for i in range(len(self.members)) if i not in closed]
+        yield from (Phase(i, data, 0.0) for i in closed)
+        yield from (Phase(i, data, 1 / (len(others) - done)) for done, i in enumerate(others))
+        self.solve(data.train.pieces(), data.valid.pieces())
 
     def solve(self, train: Batches, valid: Batches) -> None:
         """Fit the trusts to the validation split."""

@@ -27,11 +27,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from likely.heads import Heads
 from likely.logprob import LogProb
-from likely.model import Latent, Likelihood, Model, Recipe, evaluating, expand_given
+from likely.model import Amortised, Likelihood, Model, Recipe, evaluating, expand_given
 from likely.nets import net as build_net
 from likely.noise import Noise, log_mean_exp
 from likely.space import Relaxed, Space
@@ -43,7 +44,7 @@ _AT_ONCE = 2**23  # numbers that the decoder may put out in one call
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-class VAE(Model, Likelihood, Latent):
+class VAE(Model, Likelihood, Amortised):
     """An encoder, a decoder, and a head for each entry.
 
     Args:
@@ -153,9 +154,16 @@ class VAE(Model, Likelihood, Latent):
         log_w = nats + _log_normal(z).double().sum(1)
         return LogProb(log_mean_exp(log_w, noise.draws), "lower bound", how=f"L_{noise.draws}" if noise.draws > 1 else "ELBO")
 
-    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
+    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1, noise: Noise | None = None) -> Relaxed:
         """z ~ q(z | x), and log p(x | z) - log q(z | x)."""
-        return Relaxed(*self._encode(x, given, Noise(x, draws)), exact=False, draws=draws)
+        noise = noise or Noise(x, draws)
+        return Relaxed(*self._encode(x, given, noise), exact=False, draws=noise.draws, how="z ~ q(z | x)")
+
+    def posterior(self, x: Tensor, given: Tensor | None = None) -> Distribution:
+        """q(z | x)."""
+        with evaluating(self):
+            mean, log_sigma = self._posterior(x, given)
+        return Independent(Normal(mean, log_sigma.exp()), len(self.latent.shape))
 
     def _encode(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
         with evaluating(self):

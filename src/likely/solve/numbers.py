@@ -94,7 +94,7 @@ class Diagonal(Numbers):
     def log_prob(self, number: Tensor, noise: Tensor) -> Tensor:
         nats = number.new_zeros(len(number), len(self))
         for n, column in enumerate(number.T):
-            value, which = column.nan_to_num(0.0).unique(return_inverse=True)  # each distinct value once
+            value, which = _distinct(column.nan_to_num(0.0))
             nats += torch.where(column.isnan()[:, None], 0.0, self._column(n, value)[which])
         return nats[None]
 
@@ -142,3 +142,10 @@ class HeavyTailed(Numbers):
     def complete(self, number: Tensor, noise: Tensor, component: Tensor) -> Tensor:
         u = torch.rand_like(number).clamp_min(1e-12)
         return self.mean + self.spread * (2 * u - 1) / torch.sqrt(2 * u * (1 - u))
+
+
+def _distinct(column: Tensor) -> tuple[Tensor, Tensor]:
+    """Each distinct value once, and which is whose; values that take a gradient stay apart."""
+    if column.requires_grad:
+        return column, torch.arange(len(column), device=column.device)
+    return column.unique(return_inverse=True)
