@@ -100,7 +100,7 @@ def test_under_the_first_models_own_prior_its_own_bound_comes_back():
 
 def test_an_invertible_first_and_an_exact_second_are_a_change_of_variables():
     data = DATA["points"]
-    model = likely.fit(data, "realnvp > gmm", steps=20, **TINY).model
+    model = likely.fit(data, "nice > gmm", steps=20, **TINY).model
     x = data.test.x[:6]
 
     def standard(row):
