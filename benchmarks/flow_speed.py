@@ -17,22 +17,11 @@ from torch import Tensor, nn
 from common import emit, options, peer
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from flow_speed import BINS, BOUND, TRANSFORMS, measured, mlp
+from flow_speed import BINS, BOUND, TRANSFORMS, measured
 
 KINDS = ("spline coupling", "affine coupling", "spline autoregressive", "affine autoregressive")
 SHAPES = {2: 64, 30: 64, 64: 256}  # dims: width
 RATES = ("steps_per_s", "log_probs_per_s", "samples_per_s")
-
-
-class Net(nn.Module):
-    """The plain MLP as a coupling calls it."""
-
-    def __init__(self, dims: int, width: int, size: int, moved: int) -> None:
-        super().__init__()
-        self.size, self.body = size, mlp(dims, width, size * moved)
-
-    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        return self.body(x).view(len(x), self.size, -1)
 
 
 class Ours(nn.Module):
@@ -45,20 +34,22 @@ class Ours(nn.Module):
         from likely.space import Space
 
         transform = Spline(BINS, bound=BOUND) if "spline" in kind else Affine()
+        shape = {"out": transform.size, "width": width, "depth": 1, "dropout": 0.0, "residual": False}
         parts: list[Bijection] = []
         for i in range(TRANSFORMS):
             if "coupling" in kind:
                 moves = mask("alternate", (dims,), i)
-                parts.append(Coupling(moves, transform, Net(dims, width, transform.size, int(moves.sum()))))
+                parts.append(Coupling(moves, transform, net(Space.reals(dims), "coupling", moves=moves, **shape)))
                 continue
-            masked = net(Space.reals(dims), "ordered", out=transform.size, width=width, depth=1, dropout=0.0)
+            masked = net(Space.reals(dims), "ordered", **shape)
             parts += [*([Permute(dims, "reverse")] if i else []), Autoregressive(transform, masked)]
         self.dims, self.map = dims, Chain(parts)
-        self.noise = torch.distributions.Normal(0.0, 1.0, validate_args=False)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        from likely.invertible import log_normal
+
         z, log_det = self.map(x)
-        return log_det + self.noise.log_prob(z).sum(1)
+        return log_det + log_normal(z)
 
     def sample(self, n: int) -> Tensor:
         return self.map.inverse(torch.randn(n, self.dims))[0]

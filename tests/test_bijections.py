@@ -1,5 +1,7 @@
 """Laws over every bijection: round trip by scale and type, log-determinant against autograd's Jacobian, onto-ness, gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,13 +38,15 @@ from likely.space import Space
 LABEL = Space.label(3)
 
 
-def _coupling(space: Space, transform: Elementwise, word: str, given: Space | None = None, masks: str = "alternate") -> Coupling:
+def _coupling(
+    space: Space, transform: Elementwise, word: str, given: Space | None = None, masks: str = "alternate", **how: Any
+) -> Coupling:
     moves = mask(masks, space.shape, 1)
-    return Coupling(moves, transform, net(space, "coupling", "tiny", word=word, given=given, out=transform.size, moves=moves))
+    return Coupling(moves, transform, net(space, "coupling", "tiny", word=word, given=given, out=transform.size, moves=moves, **how))
 
 
-def _ordered(dims: int, transform: Elementwise, by: str = "steps", given: Space | None = None) -> Autoregressive:
-    return Autoregressive(transform, net(Space.reals(dims), "ordered", "tiny", given=given, out=transform.size), by)
+def _ordered(dims: int, transform: Elementwise, by: str = "steps", given: Space | None = None, **how: Any) -> Autoregressive:
+    return Autoregressive(transform, net(Space.reals(dims), "ordered", "tiny", given=given, out=transform.size, **how), by)
 
 
 def _perturbed(bijection: Bijection, scale: float = 0.1) -> Bijection:
@@ -81,6 +85,13 @@ CASES = {
     "spline autoregressive by iteration": (lambda: _ordered(4, Spline(4), "iteration"), (4,)),
     "mixture autoregressive": (lambda: _ordered(4, MixtureCDF(3)), (4,)),
     "autoregressive of one number": (lambda: _ordered(1, Spline(4)), (1,)),
+    "plain additive coupling": (lambda: _coupling(Space.reals(5), Additive(), "mlp", dropout=0.0, residual=False), (5,)),
+    "plain affine coupling": (lambda: _coupling(Space.reals(5), Affine(), "mlp", dropout=0.0, residual=False), (5,)),
+    "plain spline coupling": (lambda: _coupling(Space.reals(5), Spline(5), "mlp", dropout=0.0, residual=False), (5,)),
+    "plain coupling of one number": (lambda: _coupling(Space.reals(1), Affine(), "mlp", residual=False), (1,)),
+    "plain affine autoregressive": (lambda: _ordered(5, Affine(), residual=False), (5,)),
+    "plain spline autoregressive": (lambda: _ordered(4, Spline(4), depth=2, residual=False), (4,)),
+    "plain autoregressive by iteration": (lambda: _ordered(5, Affine(), "iteration", residual=False), (5,)),
     "inverse autoregressive": (lambda: Inverse(_ordered(4, Affine())), (4,)),
     "softplus": (lambda: Softplus(-1.0), (3,)),
     "logit": (lambda: Logit(-1.0, 2.0), (2, 2, 2)),

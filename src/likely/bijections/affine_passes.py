@@ -14,7 +14,7 @@ import numpy as np
 
 from likely.bijections.compiled import compiled, exp
 
-__all__ = ["gradient", "transform"]
+__all__ = ["gradient", "invert", "transform"]
 
 _BLOCK = 512  # numbers that are worked on together
 
@@ -27,14 +27,11 @@ def transform(
     places: np.ndarray,
     bound: float,
     inverse: bool,
-    y: np.ndarray,
-    log_det: np.ndarray,
-    factor: np.ndarray,
-    slope: np.ndarray,
-) -> None:
-    """Write y [B, D] and log |det dy/dx| [B] of x, and f and ds/draw [B, n]; raw is [B, 2, n], places [n]."""
-    rows, n = factor.shape
-    step = max(1, _BLOCK // max(n, 1))
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """y [B, D] and log |det dy/dx| [B] of x, and f and ds/draw [B, n]; raw is [B, 2, n], places [n]."""
+    rows, n = len(x), len(places)
+    y, log_det, factor = np.empty_like(x), np.empty(rows), np.empty((rows, n), x.dtype)
+    slope, step = np.empty_like(factor), max(1, _BLOCK // max(n, 1))
     scale = np.empty(step * n)
     for begin in range(0, rows, step):
         end = min(rows, begin + step)
@@ -60,6 +57,7 @@ def transform(
                 y[b, i] = (x[b, i] - raw[b, 1, j]) * f[at] if inverse else x[b, i] * f[at] + raw[b, 1, j]
                 total += scale[at]
             log_det[b] = total
+    return y, log_det, factor, slope
 
 
 @no_type_check
@@ -73,11 +71,10 @@ def gradient(
     slope: np.ndarray,
     grad_y: np.ndarray,
     grad_log: np.ndarray,
-    grad_x: np.ndarray,
-    grad_raw: np.ndarray,
-) -> None:
-    """Write the gradients by the input and by raw."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients by the input and by raw."""
     rows, n = factor.shape
+    grad_x, grad_raw = np.empty_like(x), np.empty((rows, 2, n), x.dtype)
     for b in range(rows):
         for i in range(x.shape[1]):
             grad_x[b, i] = grad_y[b, i]
@@ -89,3 +86,16 @@ def gradient(
                 grad_raw[b, 0, j], grad_raw[b, 1, j] = -(grad_y[b, i] * y[b, i] + grad_log[b]) * slope[b, j], -by_x
             else:
                 grad_raw[b, 0, j], grad_raw[b, 1, j] = (by_x * x[b, i] + grad_log[b]) * slope[b, j], grad_y[b, i]
+    return grad_x, grad_raw
+
+
+@no_type_check
+@compiled
+def invert(y: np.ndarray, raw: np.ndarray, bound: float, x: np.ndarray, log_slope: np.ndarray) -> None:
+    """Write x [n] = (y - t) exp(-s) and log dx/dy = -s, of one entry in many rows; raw is [2, n]."""
+    for i in range(len(y)):
+        v = raw[0, i] / bound
+        e = exp(-2 * abs(v))
+        t = (1 - e) / (1 + e)
+        s = bound * (t if v >= 0 else -t)
+        x[i], log_slope[i] = (y[i] - raw[1, i]) * exp(-s), -s

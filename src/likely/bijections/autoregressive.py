@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from likely.bijections.base import Bijection
 from likely.bijections.elementwise import Elementwise
+from likely.bijections.fused import draw, move, perceptron_of, unrolled_of
 from likely.model import evaluating
 
 __all__ = ["Autoregressive", "Ordered"]
@@ -68,17 +69,26 @@ class Autoregressive(Bijection):
         self.transform, self.net, self.by, self.passes = transform, net, by, 0
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform.among(x, None, self.net(x, given))
+        plain = perceptron_of(self.net, self.transform, x, given)
+        return self.transform.among(x, None, self.net(x, given)) if plain is None else move(self.transform, plain, x, plain.reads)
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x and log |det dx/dy|; dropout is off, for passes must agree."""
+        with torch.no_grad():
+            x, log_det = self._solved(y, given)
+        if not torch.is_grad_enabled() or not (y.requires_grad or any(p.requires_grad for p in self.net.parameters())):
+            return x, log_det
         with evaluating(self.net):
-            with torch.no_grad():
-                x, log_det = self._by_iteration(y, given) if self.by == "iteration" else self._by_steps(y, given)
-            if not torch.is_grad_enabled() or not (y.requires_grad or any(p.requires_grad for p in self.net.parameters())):
-                return x, log_det
             x = self._implicit(x, y, given)
             return x, -self(x, given)[1]
+
+    def _solved(self, y: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        unrolled = unrolled_of(self.net, self.transform, y, given) if self.by == "steps" else None
+        if unrolled is not None:
+            self.passes = 1
+            return draw(self.transform, unrolled, y)
+        with evaluating(self.net):
+            return self._by_iteration(y, given) if self.by == "iteration" else self._by_steps(y, given)
 
     def _by_iteration(self, y: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """See above why it is exact."""

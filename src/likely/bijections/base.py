@@ -62,18 +62,18 @@ class Chain(Bijection):
         return iter(cast("Iterable[Bijection]", self.parts))
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x), dtype=torch.float64)
+        total = None
         for part in self:
             x, log_det = part(x, given)
-            total = total + log_det
-        return x, total
+            total = log_det if total is None else total + log_det
+        return x, no_volume(x) if total is None else total
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = y.new_zeros(len(y), dtype=torch.float64)
+        total = None
         for part in reversed(list(self)):
             y, log_det = part.inverse(y, given)
-            total = total + log_det
-        return y, total
+            total = log_det if total is None else total + log_det
+        return y, no_volume(y) if total is None else total
 
     def start(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         for part in self:

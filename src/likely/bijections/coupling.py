@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from likely.bijections.base import Bijection
 from likely.bijections.elementwise import Elementwise
+from likely.bijections.fused import move, perceptron_of
 from likely.errors import UsageError, nearest
 
 __all__ = ["MASKS", "Coupling", "mask"]
@@ -60,7 +61,11 @@ class Coupling(Bijection):
         self.register_buffer("moved", moves.flatten().nonzero().squeeze(1))
 
     def _through(self, x: Tensor, given: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        y, log_det = self.transform.among(x.flatten(1), self.moved, self.net(x * self.stay, given), inverse=inverse)
+        flat, plain = x.flatten(1), perceptron_of(self.net, self.transform, x, given)
+        if plain is not None:
+            y, log_det = move(self.transform, plain, flat, self.moved, inverse=inverse)
+        else:
+            y, log_det = self.transform.among(flat, self.moved, self.net(x * self.stay, given), inverse=inverse)
         return y.view_as(x), log_det
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ References:
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Affine", "Elementwise", "Spline"]
+__all__ = ["Affine", "Compiled", "Elementwise", "Spline", "arrays", "compilable", "with_graph"]
 
 
 class Elementwise(ABC):
@@ -51,13 +52,72 @@ class Elementwise(ABC):
         return y, log_derivative.sum(1, dtype=torch.float64)
 
 
-def _compilable(x: Tensor) -> bool:
+def compilable(x: Tensor) -> bool:
+    """Whether compiled passes can take it."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
+class Compiled(Elementwise):
+    """A map whose `among` and its gradient are compiled for a CPU, in float32 and float64; elsewhere, tensor operations."""
+
+    @abstractmethod
+    def passed(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Any]:
+        """`among` without a graph, and what its gradient needs."""
+
+    @abstractmethod
+    def pulled(
+        self, x: Tensor, y: Tensor, places: Tensor, raw: Tensor, inverse: bool, kept: Any, grad_y: Tensor, grad_log: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients by x (new, to be written to) and by raw, from those by the results y and log-determinant."""
+
+    def among(self, x: Tensor, places: Tensor | None, raw: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        if not compilable(x):
+            return super().among(x, places, raw, inverse=inverse)
+        places = torch.arange(x.shape[1]) if places is None else places
+        raw = raw.to(x.dtype)
+        if torch.is_grad_enabled() and (x.requires_grad or raw.requires_grad):
+            return cast("tuple[Tensor, Tensor]", _Among.apply(x, raw, places, self, inverse))
+        return self.passed(x.detach().contiguous(), places, raw.detach().contiguous(), inverse)[:2]
+
+    def tensors_among(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """`among` as tensor operations, for any order of derivatives."""
+        return super().among(x, places, raw, inverse=inverse)
+
+
+class _Among(torch.autograd.Function):
+    """The compiled `among`; where a derivative is itself to be differentiated, tensor operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, raw: Tensor, places: Tensor, transform: Compiled, inverse: bool) -> tuple[Tensor, Tensor]:
+        y, log_det, kept = transform.passed(x.detach().contiguous(), places, raw.detach().contiguous(), inverse)
+        ctx.transform, ctx.inverse, ctx.kept = transform, inverse, kept
+        ctx.save_for_backward(x, raw, places, y)
+        return y, log_det
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, raw, places, y = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            return *with_graph(ctx.transform.tensors_among(x, places, raw, ctx.inverse), (x, raw), grads), None, None, None
+        return *ctx.transform.pulled(x, y, places, raw, ctx.inverse, ctx.kept, *grads), None, None, None
+
+
+def with_graph(results: tuple[Tensor, ...], inputs: Sequence[Tensor], grads: tuple[Tensor, ...]) -> Iterator[Tensor | None]:
+    """The gradients by those of the inputs that ask for one, which can be differentiated again."""
+    pairs = [pair for pair in zip(results, grads, strict=True) if pair[0].requires_grad]
+    wanted, (values, cotangents) = [t for t in inputs if t.requires_grad], zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(values, wanted, cotangents, create_graph=True))
+    return (next(found) if t.requires_grad else None for t in inputs)
+
+
+def arrays(*tensors: Tensor) -> tuple[Any, ...]:
+    """As numba takes them."""
+    return tuple(t.detach().contiguous().numpy() for t in tensors)
+
+
 @dataclass(frozen=True)
-class Affine(Elementwise):
-    """y = x exp(s) + t with |s| < `bound`. `among` is compiled on a CPU, in float32 and float64 (`affine_passes`)."""
+class Affine(Compiled):
+    """y = x exp(s) + t with |s| < `bound` (compiled: `affine_passes`)."""
 
     bound: float = 2.0
 
@@ -77,53 +137,20 @@ class Affine(Elementwise):
         s, t = self._scale_and_shift(raw)
         return (y - t) * (-s).exp(), -s
 
-    def among(self, x: Tensor, places: Tensor | None, raw: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        if not _compilable(x):
-            return super().among(x, places, raw, inverse=inverse)
-        places = torch.arange(x.shape[1]) if places is None else places
-        raw = raw.to(x.dtype)
-        if torch.is_grad_enabled() and (x.requires_grad or raw.requires_grad):
-            return cast("tuple[Tensor, Tensor]", _CompiledAffine.apply(x, raw, places, self, inverse))
-        return self.compiled_among(x, places, raw, inverse)[:2]
-
-    def compiled_among(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """`among`, and what its gradient needs."""
+    def passed(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Any]:
         from likely.bijections import affine_passes  # numba takes a third of a second to import
 
-        x, raw = x.detach().contiguous(), raw.detach().contiguous()
-        y, log_det, kept = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64), x.new_empty(2, len(x), len(places))
-        arrays = y.numpy(), log_det.numpy(), *kept.numpy()
-        affine_passes.transform(x.numpy(), raw.numpy(), places.numpy(), self.bound, inverse, *arrays)
-        return y, log_det, kept
+        y, log_det, *kept = affine_passes.transform(x.numpy(), raw.numpy(), places.numpy(), self.bound, inverse)
+        return torch.from_numpy(y), torch.from_numpy(log_det), kept
 
-    def tensors_among(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """`among` as tensor operations, for any order of derivatives."""
-        return super().among(x, places, raw, inverse=inverse)
-
-
-class _CompiledAffine(torch.autograd.Function):
-    """The affine map by the passes of `affine_passes`; where a derivative is itself to be differentiated, by tensor operations."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, raw: Tensor, places: Tensor, affine: Affine, inverse: bool) -> tuple[Tensor, Tensor]:
-        y, log_det, kept = affine.compiled_among(x, places, raw, inverse)
-        ctx.affine, ctx.inverse = affine, inverse
-        ctx.save_for_backward(x, raw, places, y, kept)
-        return y, log_det
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def pulled(
+        self, x: Tensor, y: Tensor, places: Tensor, raw: Tensor, inverse: bool, kept: Any, grad_y: Tensor, grad_log: Tensor
+    ) -> tuple[Tensor, Tensor]:
         from likely.bijections import affine_passes
 
-        x, raw, places, y, kept = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph
-            wanted = [t for t in (x, raw) if t.requires_grad]
-            found = iter(torch.autograd.grad(ctx.affine.tensors_among(x, places, raw, ctx.inverse), wanted, grads, create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in (x, raw)), None, None, None
-        grad_x, grad_raw = x.new_empty(x.shape), raw.new_empty(raw.shape)  # contiguous
-        arrays = (t.detach().contiguous().numpy() for t in (*grads, grad_x, grad_raw))
-        affine_passes.gradient(x.detach().contiguous().numpy(), y.detach().numpy(), places.numpy(), ctx.inverse, *kept.numpy(), *arrays)
-        return grad_x, grad_raw, None, None, None
+        has = [*arrays(x, y, places), inverse, *kept, *arrays(grad_y, grad_log)]
+        grad_x, grad_raw = affine_passes.gradient(*has)
+        return torch.from_numpy(grad_x), torch.from_numpy(grad_raw)
 
 
 class _Bins(NamedTuple):
@@ -154,11 +181,11 @@ class _Bins(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spline(Elementwise):
+class Spline(Compiled):
     """Rational-quadratic spline of `bins` bins on [-bound, bound] with linear tails of slope one.
 
     `least` bounds widths and heights (as a share of the interval) and slopes from below, and so
-    the condition of the inverse. On a CPU, in float32 and float64, it is compiled (`rational_quadratic`); elsewhere, `formula`.
+    the condition of the inverse. Compiled: `rational_quadratic`; as tensor operations: `formula`.
     """
 
     bins: int = 8
@@ -193,9 +220,47 @@ class Spline(Elementwise):
         return self._through(y, raw, inverse=True)
 
     def _through(self, v: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        if not _compilable(v):
+        if not compilable(v):
             return self.formula(v, raw, inverse=inverse)
         return cast("tuple[Tensor, Tensor]", _Compiled.apply(v, raw.to(v.dtype), self, inverse))
+
+    def passed(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Any]:
+        v = x.index_select(1, places)
+        value, log_slope, p = self.compiled(v, raw, inverse)
+        return x.index_copy(1, places, value), log_slope.sum(1, dtype=torch.float64), (value if inverse else v, p)
+
+    def pulled(
+        self, x: Tensor, y: Tensor, places: Tensor, raw: Tensor, inverse: bool, kept: Any, grad_y: Tensor, grad_log: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        at, p = kept
+        by_value, by_log = grad_y.index_select(1, places), grad_log.to(at.dtype)[:, None].expand_as(at)
+        grad_v, grad_raw = self.compiled_gradient(at, raw, p, inverse, by_value, by_log)
+        return grad_y.index_copy(1, places, grad_v), grad_raw
+
+    def tensors_among(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        value, log_slope = self.formula(x.index_select(1, places), raw, inverse=inverse)
+        return x.index_copy(1, places, value), log_slope.sum(1, dtype=torch.float64)
+
+    def compiled(self, v: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The map or its inverse, the log of its slope, and the probabilities that its gradient needs."""
+        from likely.bijections import rational_quadratic  # numba takes a third of a second to import
+
+        value, log_slope, p = torch.empty_like(v), torch.empty_like(v), v.new_empty(2 * self.bins, v.numel())
+        has = [*arrays(v, raw), self.bins, self.bound, self.least, inverse, *arrays(p, value, log_slope)]
+        rational_quadratic.transform(*has)
+        return value, log_slope, p
+
+    def compiled_gradient(
+        self, x: Tensor, raw: Tensor, p: Tensor, inverse: bool, grad_value: Tensor, grad_log: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients by the input and by raw; x is the map's argument: what the inverse gave, where that is meant."""
+        from likely.bijections import rational_quadratic
+
+        grad_v, grad_raw = torch.empty_like(x), raw.new_empty(raw.shape)
+        shape = self.bins, self.bound, self.least, inverse
+        has = [*arrays(x, raw, p), *shape, *arrays(grad_value, grad_log, grad_v, grad_raw)]
+        rational_quadratic.gradient(*has)
+        return grad_v, grad_raw
 
     def formula(self, v: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """The map or its inverse as tensor operations, for any device and any order of derivatives."""
@@ -216,27 +281,15 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, raw: Tensor, spline: Spline, inverse: bool) -> tuple[Tensor, Tensor]:
-        from likely.bijections import rational_quadratic  # numba takes a third of a second to import
-
         v, raw = v.contiguous(), raw.contiguous()
-        value, log_slope, p = torch.empty_like(v), torch.empty_like(v), v.new_empty(2 * spline.bins, v.numel())
-        shape = spline.bins, spline.bound, spline.least, inverse
-        rational_quadratic.transform(v.detach().numpy(), raw.detach().numpy(), *shape, p.numpy(), value.numpy(), log_slope.numpy())
-        ctx.spline, ctx.shape = spline, shape
+        value, log_slope, p = spline.compiled(v, raw, inverse)
+        ctx.spline, ctx.inverse = spline, inverse
         ctx.save_for_backward(v, raw, p, value)
         return value, log_slope
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from likely.bijections import rational_quadratic
-
         v, raw, p, value = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph
-            wanted = [t for t in (v, raw) if t.requires_grad]
-            found = iter(torch.autograd.grad(ctx.spline.formula(v, raw, inverse=ctx.shape[-1]), wanted, grads, create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in (v, raw)), None, None
-        grad_v, grad_raw = torch.empty_like(v), torch.empty_like(raw)
-        arrays = (t.detach().contiguous().numpy() for t in (*grads, grad_v, grad_raw))
-        x = value if ctx.shape[-1] else v
-        rational_quadratic.gradient(x.detach().numpy(), raw.detach().numpy(), p.numpy(), *ctx.shape, *arrays)
-        return grad_v, grad_raw, None, None
+            return *with_graph(ctx.spline.formula(v, raw, inverse=ctx.inverse), (v, raw), grads), None, None
+        return *ctx.spline.compiled_gradient(value if ctx.inverse else v, raw, p, ctx.inverse, *grads), None, None

@@ -121,13 +121,14 @@ class Permute(Bijection):
 
     def __init__(self, channels: int, how: Literal["reverse", "random"]) -> None:
         super().__init__()
-        self.register_buffer("order", torch.arange(channels).flip(0) if how == "reverse" else torch.randperm(channels))
+        self.reverse = how == "reverse"
+        self.register_buffer("order", torch.arange(channels).flip(0) if self.reverse else torch.randperm(channels))
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x[:, self.order], no_volume(x)
+        return x.flip(1) if self.reverse else x.index_select(1, self.order), no_volume(x)
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(y).index_copy(1, self.order, y), no_volume(y)
+        return y.flip(1) if self.reverse else torch.empty_like(y).index_copy(1, self.order, y), no_volume(y)
 
 
 def _over_channels(weight: Tensor, x: Tensor) -> Tensor:

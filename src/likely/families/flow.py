@@ -103,6 +103,8 @@ class Flow(Invertible):
         layers: couplings or autoregressive maps (per scale, on large images).
         bins: of a spline, or components of a mixture.
         width, depth: of the nets; depth in residual blocks.
+        residual: else a block of a net is one matrix and a ReLU, and on a CPU a layer is compiled as a whole: several times
+            as fast with affine maps. Vectors only.
         dropout: in the nets, while training; none by default on up to 8 entries, where it blurs sharp edges, and of an inverse.
 
     Raises: UsageError for an unknown word or size, or a layout that it does not model.
@@ -144,6 +146,7 @@ class Flow(Invertible):
         width: int | None = None,
         depth: int | None = None,
         dropout: float | None = None,
+        residual: bool = True,
     ) -> None:
         super().__init__(space, given=given, size=size)
         chosen = {
@@ -165,6 +168,7 @@ class Flow(Invertible):
         self._layers, self._bins = sized.pop("layers"), sized.pop("bins")
         self._transform = _TRANSFORMS[transform](self._bins)
         self._net = {"size": size, "given": given, **sized}
+        self._residual = residual
         self._structure, self._mixing, self._masks, self._normalise = structure, _MIXINGS[mixing], masks, normalise
         if structure == "coupling" and (math.prod(shape) > _VECTOR_UP_TO if multiscale is None else multiscale) and len(shape) == 3:
             body = self._image(shape)
@@ -185,6 +189,10 @@ class Flow(Invertible):
 
     def _image(self, shape: tuple[int, ...]) -> list[Bijection]:
         """A scale: on a checkerboard first where masks say so, then squeezed, over channels; then half of them go on, if there is room."""
+        if not self._residual:
+            raise UsageError(
+                "Convolutional nets are residual.", "Plain ones are of vectors: leave out residual, or set --multiscale false."
+            )
         channels, height, width = shape
         parts: list[Bijection] = []
         masks, layers, normalised = self._masks, self._layers, self._normalise != "none"
@@ -211,10 +219,11 @@ class Flow(Invertible):
         return parts
 
     def _layer(self, space: Space, masks: str, turn: int) -> Bijection:
+        how = self._net if self._residual else {**self._net, "residual": False}
         if self._structure == "coupling":
             moves = mask(masks, space.shape, turn)
-            return Coupling(moves, self._transform, net(space, "coupling", out=self._transform.size, moves=moves, **self._net))
-        layer = Autoregressive(self._transform, net(space, "ordered", out=self._transform.size, **self._net))
+            return Coupling(moves, self._transform, net(space, "coupling", out=self._transform.size, moves=moves, **how))
+        layer = Autoregressive(self._transform, net(space, "ordered", out=self._transform.size, **how))
         return Inverse(layer) if self._structure == "inverse" else layer
 
 

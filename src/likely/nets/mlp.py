@@ -1,15 +1,19 @@
-"""A residual multilayer perceptron, conditioned by FiLM in every block.
+"""A residual multilayer perceptron, conditioned by FiLM in every block; and a plain one.
 
 References:
     | Revisiting deep learning models for tabular data (Gorishniy et al., 2021) | https://arxiv.org/abs/2106.11959
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.conditioning import FiLM
+from likely.nets.perceptron import Perceptron
 
-__all__ = ["ResMLP"]
+__all__ = ["PlainMLP", "ResMLP"]
 
 
 class Block(nn.Module):
@@ -47,3 +51,33 @@ class ResMLP(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         return self.last(F.silu(self.norm(h)))
+
+
+class PlainMLP(nn.Module):
+    """[B, D] -> [B, out] from the entries `reads` through `depth` + 1 hidden layers of ReLU; zero at first.
+
+    The embedding of what is given is added to the first.
+    """
+
+    layers: Sequence[nn.Linear]
+    reads: Tensor
+
+    def __init__(self, reads: Tensor, out: int, *, width: int, depth: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.register_buffer("reads", reads, persistent=False)
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(*ends) for ends in pairwise([len(reads), *[width] * (depth + 1), out])
+        )
+        for p in self.layers[-1].parameters():
+            nn.init.zeros_(p)
+
+    def perceptron(self, embedding: Tensor | None = None) -> Perceptron:
+        layers = list(self.layers)
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers]
+        biases[0] = biases[0] if embedding is None else biases[0] + embedding
+        return Perceptron(self.reads, weights, [None] * len(layers), biases, self.dropout if self.training else 0.0)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        return self.perceptron(embedding)(x)
