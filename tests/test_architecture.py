@@ -14,7 +14,7 @@ SOURCE = Path(likely.__file__).parent
 
 # From the bottom up; a module may import from layers below its own, and from its own package.
 LAYERS = [
-    ["errors", "names", "logprob", "noise", "support", "relaxation", "space", "__init__"],
+    ["errors", "names", "logprob", "noise", "support", "relaxation", "pointsets", "space", "__init__"],
     ["dataset"],
     ["model", "distribution"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],

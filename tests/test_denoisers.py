@@ -12,7 +12,7 @@ from likely.nets.known import Knowledge, TimeEmbedding
 from likely.nets.unet import Stage, TextAttention, UNet
 from likely.space import Space
 
-GRID, SERIES = Space.grid(2, 5, 7), Space.series(3, 11)
+GRID, SERIES, POINTS = Space.grid(2, 5, 7), Space.series(3, 11), Space.points(6, 2)
 GIVEN = {
     "label": Space.label(3),
     "numbers": Space.reals(2),
@@ -30,6 +30,9 @@ BUILDS = [
     (SERIES, "unet1d", {}),
     (SERIES, "transformer", {"patch": 3}),
     (Space.reals(4), "mlp", {}),
+    (POINTS, "set-transformer", {}),
+    (POINTS, "set-transformer", {"inducing": 3}),
+    (Space.points(5, 2, variable=True), "set-transformer", {}),
 ]
 
 
@@ -148,3 +151,40 @@ def test_words_of_denoisers_are_listed_and_others_refused():
         UNet(GRID, out=1, block="convnet")
     with pytest.raises(UsageError, match="tiny"):
         UNet(GRID, out=1, size="huge")
+
+
+# -- sets ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inducing", [0, 3])
+@pytest.mark.parametrize("variable", [False, True])
+def test_permuted_points_have_permuted_outputs(inducing, variable):
+    torch.manual_seed(0)
+    space = Space.points(6, 2, variable=variable)
+    model = alive(net(space, "denoiser", "tiny", out=3, inducing=inducing))
+    u, t, order = torch.randn(4, 6, 2), torch.rand(4), torch.randperm(6)
+    y = model(u, t).unflatten(1, (6, 3))
+    torch.testing.assert_close(model(u[:, order], t).unflatten(1, (6, 3)), y[:, order])
+    assert (y - y[:, order]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("inducing", [0, 3])
+def test_padding_is_not_attended_to_and_gets_zeros(inducing):
+    torch.manual_seed(0)
+    most, few = (Space.points(n, 2, variable=True) for n in (6, 4))
+    large, small = (alive(net(space, "denoiser", "tiny", out=1, inducing=inducing)) for space in (most, few))
+    small.load_state_dict(large.state_dict() | {"count.weight": large.count.weight[:4]})
+    u, t = torch.randn(3, 4, 2), torch.rand(3)
+    padded = nn.functional.pad(u, (0, 0, 0, 2), value=float("nan"))
+    y = large(padded, t)
+    torch.testing.assert_close(y[:, :4], small(u, t))
+    assert y[:, 4:].count_nonzero() == 0
+
+
+def test_no_gradient_comes_from_padding():
+    torch.manual_seed(0)
+    model = alive(net(Space.points(3, 2, variable=True), "denoiser", "tiny", out=1)).train()
+    u = torch.randn(2, 3, 2)
+    u[0, 1:] = float("nan")
+    (model(u, torch.rand(2)) - u).square().masked_fill(u.isnan(), 0.0).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

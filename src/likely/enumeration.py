@@ -37,6 +37,8 @@ def tiny_data() -> dict[str, Data]:
         "columns": mixed,
         "sequence": Space.sequence(4, 3),
         "sequence-variable": Space.sequence(3, 2, variable=True),
+        "set": Space.points(3, 1, 3),
+        "set-variable": Space.points(2, 2, 2, variable=True),
     }
     sets = {name: enumerable_data(name, space) for name, space in spaces.items()}
     sets["grid-given"] = enumerable_data("grid-given", Space.grid(1, 1, 3, 3), classes=2)
@@ -53,7 +55,9 @@ def enumerable_data(name: str, space: Space, *, classes: int = 1, n: int = 2700,
     x = states[torch.multinomial(log_p.exp()[label], 1, generator=generator).squeeze(1)]
     given = label[:, None] if classes > 1 else None
     parts = [Split(x[a:b], None if given is None else given[a:b]) for a, b in ((0, 2000), (2000, 2200), (2200, n))]
-    truth = Truth(lambda y: log_p[0][index_of(y, states)], -(log_p[0].exp() * log_p[0]).sum().item()) if classes == 1 else None
+    truth = (
+        Truth(lambda y: log_p[0][index_of(space.canonical(y), states)], -(log_p[0].exp() * log_p[0]).sum().item()) if classes == 1 else None
+    )
     label_space = Space.label(classes) if classes > 1 else None
     return Data(space, *parts, given=label_space, name=name, truth=truth).standardised()
 

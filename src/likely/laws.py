@@ -204,7 +204,8 @@ def samples_follow(trial: Trial) -> str | None:
             return None
         sampler: Any = model.sample
         with seeded(3):
-            drawn = index_of(sampler(trial.room.samples, given, **model.bound_sampler), claim.states)
+            x = sampler(trial.room.samples, given, **model.bound_sampler)
+            drawn = index_of(data.space.canonical(x), claim.states)
         count = torch.bincount(drawn, minlength=len(claim.states)).double()
         told = _chi_square(count, claim.p) if claim.kind == "exact" else _not_rarer(count, claim)
     return told

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from likely import relaxation
+from likely import pointsets, relaxation
 from likely.errors import DataError
 from likely.noise import Noise
 from likely.relaxation import Relaxed, Within
@@ -35,6 +35,7 @@ class Space:
         variable: examples may be shorter than the maximum; the rest is padded with -1 (NaN where
             real), and the likelihood includes the length.
         unordered: sets only: log N! is counted, so that the likelihood is that of the set.
+        lengths: shares of the sets of 1, 2, ... points where their number varies, learnt from the training split.
     """
 
     layout: Layout
@@ -42,6 +43,7 @@ class Space:
     supports: tuple[Support, ...]
     variable: bool = False
     unordered: bool = False
+    lengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         ranks, rank = {"grid": (3,), "sequence": (1, 2), "columns": (1,), "set": (2,)}, len(self.shape)
@@ -122,7 +124,8 @@ class Space:
     @property
     def unit(self) -> str:
         if not self.discrete:
-            return {"grid": "nats/dim (density)", "columns": "nats/row (density)"}.get(self.layout, "nats (density)")
+            units = {"grid": "nats/dim (density)", "columns": "nats/row (density)", "set": "nats/set (density)"}
+            return units.get(self.layout, "nats (density)")
         byte = "bits/byte" if self.textual else "bits/symbol"
         return {"grid": "bits/dim", "columns": "bits/row", "sequence": byte, "set": "bits/set"}[self.layout]
 
@@ -169,7 +172,10 @@ class Space:
         if x.is_floating_point() == self.discrete:
             want = "integers (torch.int64)" if self.discrete else "floats (torch.float32)"
             raise DataError(f"Got values of type {x.dtype}, expected {want}.", "Load the data with `likely.load` or convert it.")
-        if len(x) == 0 or self.layout == "set":
+        if len(x) == 0:
+            return
+        if self.layout == "set":
+            pointsets.check(self, x)
             return
         low, high = x.flatten(2).amin((0, 2)) if x.ndim > 2 else x.amin(0), x.flatten(2).amax((0, 2)) if x.ndim > 2 else x.amax(0)
         for i, s in enumerate(self.supports):
@@ -185,12 +191,18 @@ class Space:
             if s.kind == "real" and not s.missing and not bool(torch.isfinite(lo) & torch.isfinite(hi)):
                 raise DataError(f"NaN or infinite values in entry {s.name or i}.", "Remove or impute them first.")
 
+    def canonical(self, x: Tensor) -> Tensor:
+        """Examples as `enumerate` lists them: the points of unordered sets in lexicographic order, anything else as it is."""
+        return pointsets.sorted_points(x) if self.unordered else x
+
     def standardised(self, x: Tensor) -> "Space":
         """This space with centers and scales learnt from the training examples `x`, per channel or column, and a table's atoms."""
         if not self.numbers:
             return self
         by_entry = x.transpose(1, -1) if self.layout == "set" else x
         supports = [s.standardised(by_entry[:, i]) for i, s in enumerate(self.supports)]
+        if self.layout == "set" and self.variable:
+            return replace(self, supports=tuple(supports), lengths=pointsets.shares(self, x))
         if self.layout == "columns":
             supports = [s.with_atoms(x[:, i]) for i, s in enumerate(supports)]
         return replace(self, supports=tuple(supports))
@@ -200,6 +212,8 @@ class Space:
 
         Raises: DataError if there are more than `limit`, or infinitely many.
         """
+        if self.layout == "set":
+            return pointsets.enumerated(self, [replace(self, variable=False)._values(i) for i in range(self.shape[1])], limit)
         per_entry = [self._values(i) for i in range(self.dims)]
         if math.prod(len(v) for v in per_entry) > limit:
             raise DataError(f"This space has more than {limit} states.")
@@ -211,7 +225,7 @@ class Space:
 
     def _values(self, entry: int) -> list[int]:
         per_channel = self.dims // len(self.supports)
-        s = self.supports[entry % len(self.supports) if self.layout == "set" else entry // per_channel]
+        s = self.supports[entry if self.layout == "set" else entry // per_channel]
         if s.states is None:
             raise DataError("Only spaces of finitely many levels can be enumerated.")
         return list(range(-1 if s.missing or self.variable else 0, s.levels))
@@ -252,17 +266,15 @@ class Space:
     @property
     def relaxed(self) -> "Space":
         """The real space that `relax` lands in: numbers first, then missing flags, then nominal codes."""
-        if self.layout == "set" or (self.layout == "sequence" and self.nominals):
-            raise DataError(
-                f"{self.layout.capitalize()} data cannot be relaxed to reals yet.",
-                "Use a model of discrete symbols, such as autoregressive.",
-            )
+        if self.layout == "sequence" and self.nominals:
+            raise DataError("Sequences of symbols cannot be relaxed to reals yet.", "Use a model of them, such as autoregressive.")
         if {"ordinal", "decimal"} & {s.kind for s in self.supports} and not self.discrete:
             raise DataError(
                 "Reals beside numbers on a grid cannot be relaxed: one has a density, the other a mass.", "Give the reals a precision."
             )
         width = len(self.numbers) + len(self.flags) + sum(self.supports[i].codes for i in self.nominals)
-        return Space(self.layout, (width, *self.shape[1:]), (Support("real"),) * width)
+        shape = (self.shape[0], width) if self.layout == "set" else (width, *self.shape[1:])
+        return Space(self.layout, shape, (Support("real"),) * width, self.variable, self.unordered, self.lengths)
 
     def relax(self, x: Tensor, draws: int = 1, noise: Noise | None = None, within: Within | None = None) -> Relaxed:
         """Lift a batch to centred, scaled reals of `self.relaxed`.
@@ -273,11 +285,13 @@ class Space:
             noise: where the randomness comes from; torch's global generator by default.
             within: where in their cells numbers are lifted to, one row per draw of `noise`; uniform by default.
         """
+        if self.layout == "set":
+            return pointsets.relax(self, x, draws, noise)
         return relaxation.relax(self, x, draws, noise, within)
 
     def snap(self, u: Tensor) -> Tensor:
         """Put reals of `self.relaxed` back on the data's own values, [batch, *shape]."""
-        return relaxation.snap(self, u)
+        return pointsets.snap(self, u) if self.layout == "set" else relaxation.snap(self, u)
 
     def cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Edges of each number's cell on the relaxed scale, [batch, numbers, ...] each, float64.
@@ -300,7 +314,8 @@ class Space:
     def from_json(cls, record: dict[str, Any]) -> "Space":
         lists = ("categories", "atoms", "shares")
         supports = tuple(Support(**(s | {name: tuple(s[name]) for name in lists})) for s in record["supports"])
-        return cls(record["layout"], tuple(record["shape"]), supports, record["variable"], record["unordered"])
+        own = record["variable"], record["unordered"], tuple(record.get("lengths", ()))
+        return cls(record["layout"], tuple(record["shape"]), supports, *own)
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))

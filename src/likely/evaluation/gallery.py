@@ -1,6 +1,7 @@
 """A few examples as plain JSON, for reports that know no torch: a strip of images, points, table rows or text.
 
 {"kind": "images", "png": base64, "columns": c}   {"kind": "points", "xy": [[x, y], ...]}
+{"kind": "sets", "sets": [[[x, y], ...], ...]}, of points of more dimensions the first two
 {"kind": "table", "columns": [...], "rows": [[...], ...]}   {"kind": "text", "excerpts": [...]}
 """
 
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from likely import pointsets
 from likely.sources.tokens import decode
 from likely.space import MISSING, Space, Support, to_grid
 
 __all__ = ["gallery"]
 
-IMAGES, ROWS, COLUMNS, POINTS, EXCERPTS = 24, 5, 12, 500, 3
+IMAGES, ROWS, COLUMNS, POINTS, EXCERPTS, SETS = 24, 5, 12, 500, 3, 6
 _LARGEST = 64  # pixels of a thumbnail's longer side
 
 
@@ -26,7 +28,9 @@ def gallery(space: Space, x: Tensor) -> dict[str, Any]:
     """The first examples of x in a form that can be shown."""
     if space.layout == "grid":
         return {"kind": "images", "png": _strip(space, x[: images(space)]), "count": min(len(x), images(space))}
-    if space.layout == "sequence":
+    if space.layout == "set":
+        return {"kind": "sets", "sets": [_points(row) for row in x[:SETS]]}
+    if space.layout == "sequence" and space.nominals:
         return {"kind": "text", "excerpts": [_text(space, row) for row in x[:EXCERPTS]]}
     if space.layout == "columns" and space.dims == 2 and not space.discrete:
         return {"kind": "points", "xy": [[round(v, 3) for v in row] for row in x[:POINTS].tolist()]}
@@ -34,6 +38,13 @@ def gallery(space: Space, x: Tensor) -> dict[str, Any]:
     names = [s.name or f"x{i}" for i, s in enumerate(shown)]
     rows = [[_cell(s, v) for s, v in zip(shown, row)] for row in x[:ROWS].tolist()]
     return {"kind": "table", "columns": names, "rows": rows, "more": len(space.supports) - len(shown)}
+
+
+def _points(x: Tensor) -> list[list[float]]:
+    """The points of one set on a plane; those in one dimension side by side in the order of the set."""
+    points = x[pointsets.there(x)]
+    plane = points[:, :2] if x.shape[1] > 1 else torch.stack([points[:, 0], torch.linspace(0, 1, len(points))], 1)
+    return [[round(v, 3) for v in row] for row in plane[:POINTS].tolist()]
 
 
 def images(space: Space) -> int:

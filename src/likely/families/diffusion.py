@@ -37,8 +37,9 @@ from likely.nets.conditioning import expand_like
 from likely.noise import Noise
 from likely.solve.diffusion import bridge_kl, prior_kl
 from likely.solve.noise import noise_schedule
-from likely.solve.posterior import Lift, Posterior
+from likely.solve.posterior import Posterior
 from likely.solve.samplers import find_sampler, grid
+from likely.solve.set_lift import lift_of
 from likely.space import Space
 
 __all__ = ["Diffusion"]
@@ -62,7 +63,7 @@ class Diffusion(Model, Likelihood):
     """
 
     summary = "variance-preserving diffusion: full variational bound, ancestral, DDIM and DPM-Solver++ sampling"
-    layouts = frozenset({"grid", "columns"})
+    layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=4e-3, weight_decay=0.01, ema=0.995, batch=64)  # of grids
     bound_draws = 1
     bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "ancestral"}
@@ -87,7 +88,7 @@ class Diffusion(Model, Likelihood):
             raise UsageError(f"Got steps={self.steps}.", "Diffusion takes at least one step.")
         if space.layout == "columns":
             self.recipe = _COLUMNS
-        self.lift = Lift(space)
+        self.lift = lift_of(space)
         self.schedule = noise_schedule(schedule, self.lift.log_snr, _LAST_LOG_SNR)
         chosen = {name: value for name, value in {"width": width, "depth": depth, "dropout": dropout}.items() if value is not None}
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=self.lift.width, **chosen)
@@ -169,7 +170,7 @@ class Diffusion(Model, Likelihood):
 
     def _walk(self, sampler: str, times: Tensor, n: int, given: Tensor | None) -> Tensor:
         """From noise to n examples, the last call of the net being the decoder's."""
-        z = torch.randn(n, *self.lift.space.shape, device=next(self.parameters()).device)
+        z = self.lift.start(n, next(self.parameters()).device)
 
         def denoise(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             posterior = self._posterior(z, t, given)

@@ -84,6 +84,7 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("denoiser", "grid"): {"unet": "likely.nets.unet:UNet", "dit": "likely.nets.dit:DiT"},
     ("denoiser", "sequence"): {"unet1d": "likely.nets.unet:UNet", "transformer": "likely.nets.dit:DiT"},
     ("denoiser", "columns"): {"mlp": "likely.nets.denoiser:MLPDenoiser"},
+    ("denoiser", "set"): {"set-transformer": "likely.nets.set_transformer:SetTransformer"},
     ("energy", "grid"): {
         "auto": "likely.nets.energy:grid_energy",
         "dense": "likely.nets.energy:MLPEnergy",

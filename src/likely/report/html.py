@@ -74,9 +74,14 @@ def _galleries(board: Board, folder: Path, about: dict[str, Any]) -> list[dict[s
     shown = [("real test data", about.get("gallery") or {})]
     shown += [(e.name, _json(folder / e.row.folder / "gallery.json")) for e in board.entries if e.row.folder and e.row.quality]
     shown = [(name, gallery) for name, gallery in shown if gallery]
-    points = [p for _, g in shown[:1] if g["kind"] == "points" for p in g["xy"]]
+    points = [p for _, g in shown[:1] for plot in _plots(g) for p in plot]
     frame = _frame(points) if points else None
-    return [{"name": n, **g, "svg": charts.points_svg(g["xy"], frame) if frame and g["kind"] == "points" else ""} for n, g in shown]
+    return [{"name": n, **g, "svg": "".join(charts.points_svg(plot, frame) for plot in _plots(g)) if frame else ""} for n, g in shown]
+
+
+def _plots(gallery: dict[str, Any]) -> list[Sequence[Sequence[float]]]:
+    """Points of each scatter plot: one of vectors, one for each set."""
+    return [gallery["xy"]] if gallery["kind"] == "points" else gallery.get("sets", [])
 
 
 def _frame(points: Sequence[Sequence[float]]) -> charts.Frame:

@@ -21,11 +21,12 @@ __all__ = ["bridge_kl", "prior_kl"]
 
 
 def bridge_kl(x: Tensor, mean: Tensor, var: Tensor, gain: Tensor) -> Tensor:
-    """KL(q(z_s | z_t, x) || p(z_s | z_t)) of each entry, nats; `gain` is SNR_s - SNR_t, broadcast over x."""
-    return 0.5 * (gain * ((x - mean).square() - var) / (1 + gain * var) + torch.log1p(gain * var))
+    """KL(q(z_s | z_t, x) || p(z_s | z_t)) of each entry, nats, 0 where x is NaN; `gain` is SNR_s - SNR_t, broadcast over x."""
+    nats = 0.5 * (gain * ((x - mean).square() - var) / (1 + gain * var) + torch.log1p(gain * var))
+    return nats.masked_fill(x.isnan(), 0.0)
 
 
 def prior_kl(x: Tensor, log_snr: float) -> Tensor:
-    """KL(q(z_1 | x) || N(0, 1)) of each entry, nats: (alpha^2 x^2 + sigma^2 - 1 - log sigma^2) / 2."""
+    """KL(q(z_1 | x) || N(0, 1)) of each entry, nats: (alpha^2 x^2 + sigma^2 - 1 - log sigma^2) / 2; 0 where x is NaN."""
     alpha2, sigma2 = torch.tensor([log_snr, -log_snr], dtype=torch.float64, device=x.device).sigmoid()
-    return 0.5 * (alpha2 * (x.double().square() - 1) - sigma2.log())
+    return (0.5 * (alpha2 * (x.double().square() - 1) - sigma2.log())).masked_fill(x.isnan(), 0.0)

@@ -168,6 +168,10 @@ class Lift(nn.Module):
             nats = nats + relaxed.nats.repeat(again)
         return torch.cat(values, 1), nats
 
+    def start(self, n: int, device: torch.device) -> Tensor:
+        """Standard normal noise in place of n examples."""
+        return torch.randn(n, *self.space.shape, device=device)
+
     def posterior(self, params: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
         """Of all entries, from params [B, C, width, ...] and z [B, C, ...]; alpha and sigma broadcast over z."""
         count = len(self.finite)
@@ -178,15 +182,17 @@ class Lift(nn.Module):
         return levels.join(rest) if rest else levels
 
     def log_prob(self, posterior: Posterior, e: Tensor, x: Tensor) -> Tensor:
-        """log p(x | z) of each example, nats [B]: masses of levels, and densities of e for the rest."""
-        count, nats = len(self.finite), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        """log p(x | z) of each example, nats [B]."""
+        return self.entry_log_prob(posterior, e, x).flatten(1).sum(1)
+
+    def entry_log_prob(self, posterior: Posterior, e: Tensor, x: Tensor) -> Tensor:
+        """log p(x | z) of each entry, nats [B, C, ...]: masses of levels, and densities of e for the rest."""
+        count, nats = len(self.finite), []
         if self.levels is not None:
-            mass = self.levels.log_prob(posterior.entries(slice(count)), self.levels.code(x[:, self.finite]))
-            nats = nats + mass.double().flatten(1).sum(1)
+            nats.append(self.levels.log_prob(posterior.entries(slice(count)), self.levels.code(x[:, self.finite])))
         if self.rest is not None:
-            density = _log_normal(e[:, count:], posterior.entries(slice(count, None)))
-            nats = nats + density.double().flatten(1).sum(1)
-        return nats
+            nats.append(_log_normal(e[:, count:], posterior.entries(slice(count, None))))
+        return torch.cat(nats, 1).double()
 
     def draw(self, posterior: Posterior) -> Tensor:
         """Examples from the posterior, [B, *shape] in data units."""

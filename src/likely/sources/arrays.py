@@ -1,8 +1,9 @@
 """Arrays, tensors and torch datasets -> examples.
 
 Layout, unless `layout` says otherwise: [N] and [N, D] are tables, [N, H, W] grey images, [N, H, W, C] with C of 1, 3 or 4
-and [N, C, H, W] images, a list of arrays [n_i, D] point sets. Values: bool has 2 levels, uint8 256, other
-integers of images and sequences 0..max; integers of tables lie on an unbounded grid unless `levels` is given; floats have a density.
+and [N, C, H, W] images, a list of arrays [n_i, D] point sets (arrays of sets [N, n, D] are padded with NaN, or -1 where integer).
+Values: bool has 2 levels, uint8 256, other integers of images and sequences 0..max; integers of tables lie on an unbounded
+grid unless `levels` is given; floats have a density.
 """
 
 from collections.abc import Sequence
@@ -38,11 +39,17 @@ def array_examples(array: Any, options: Options, labels: Any = None) -> Examples
     array = as_numpy(array)
     if array.ndim == 0 or array.size == 0:
         raise DataError(f"Got an empty array of shape {array.shape}.")
-    _check_finite(array)
     layout = _layout(array, options.layout)
+    if layout == "set" and (missing := np.isnan(array) if array.dtype.kind == "f" else array == -1).any():
+        present = ~missing.all(2)
+        return _labelled(ragged_examples([row[there] for row, there in zip(array, present, strict=True)], options), labels)
+    _check_finite(array)
     array = _arranged(array, layout)
     space, x, notes = _typed(array, layout, options)
-    found = Examples(space, x, notes=notes)
+    return _labelled(Examples(space, x, notes=notes), labels)
+
+
+def _labelled(found: Examples, labels: Any) -> Examples:
     return found if labels is None else label_examples(found, labels)
 
 

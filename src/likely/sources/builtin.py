@@ -9,6 +9,7 @@ from likely.sources.columns import Column
 from likely.sources.examples import Examples, Options
 from likely.sources.tables import table_examples
 from likely.sources.toys import TOYS, bars_and_stripes, toy_examples
+from likely.sources.toysets import circles, swarms
 from likely.space import Space
 
 __all__ = ["BUILTIN"]
@@ -49,5 +50,7 @@ BUILTIN: dict[str, Callable[[Options], Examples]] = {
     "wine": _wine,
     "breast-cancer": _breast_cancer,
     "bars-and-stripes": bars_and_stripes,
+    "swarms": swarms,
+    "circles": circles,
     **{name: (lambda options, name=name: toy_examples(name, options)) for name in TOYS},
 }
