@@ -1,7 +1,7 @@
 """Flows beside zuko and nflows with one architecture: training steps, log-densities and samples per CPU second, and ratios.
 
 5 transforms, 8 bins, batches of 256. The net of a coupling is the same plain MLP of two hidden layers in all three; for
-autoregressive maps each has its own masked MLP of that width, ours a residual one with a hidden matrix more. Ours are
+autoregressive maps each has its own masked MLP of that width, ours and zuko's of two hidden layers. Ours are
 bijections in a chain, as a family builds them, trained by fused Adam; theirs train by Adam as it comes.
 Libraries take turns, each in its own process, one thread; ratios are over the better of the two, the median over seeds.
 """
