@@ -269,6 +269,20 @@ def test_a_mixture_has_a_gradient_in_its_examples():
     assert torch.allclose(x.grad[:, 0].double(), slope, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("net", ["dit", "unet"])
+def test_a_grid_of_latents_is_diffused_as_a_grid(net):
+    space = Space.grid(1, 8, 6, 3)
+    x = torch.randint(0, 3, (40, 1, 8, 6))
+    data = Data(space, Split(x), Split(x[:8]), Split(x[:8]))
+    model = likely.fit(data, f"vae(halvings=1, latent=2) > diffusion(net={net})", steps=4, **TINY).model
+    assert model.second.space.shape == (2, 4, 3)
+    assert model.scale.shape == (2, 1, 1)
+    assert model.sample(3).shape == (3, 1, 8, 6)
+    with torch.no_grad():
+        at_once, alone = model.log_prob(x[:4], draws=3).nats, model.log_prob(x[3:4], draws=3).nats
+    assert torch.allclose(at_once[3:], alone, atol=1e-4)
+
+
 def test_options_of_the_sampler_are_the_seconds():
     model = likely.fit(DATA["grid"], "vae > diffusion", steps=4, **TINY).model
     assert likely.sample(model, 3, sampler="ddim", steps=2).shape == (3, 1, 2, 2)

@@ -7,8 +7,9 @@ import torch
 from scipy import stats
 from torch import nn
 
+from likely.checks import check_model, tiny_data
 from likely.errors import UsageError
-from likely.families import vae
+from likely.families import build, vae
 from likely.families.vae import VAE
 from likely.nets.autoencoder import ConvDecoder, ConvEncoder
 from likely.noise import Noise, log_mean_exp
@@ -263,3 +264,50 @@ def test_nominal_channels_and_missing_pixels_of_a_grid():
         model(x).sum().backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
         space.check(model.sample(3))
+
+
+@pytest.mark.parametrize("halvings", [1, 2])
+def test_latents_may_be_a_grid(halvings):
+    space = Space.grid(2, 7, 4, 5)
+    model = build("vae", space, size="tiny", latent=3, halvings=halvings).eval()
+    side = -(-7 // 2**halvings), -(-4 // 2**halvings)
+    x = model.sample(5)
+    z = model.encode(x, draws=2)
+    assert model.latent.shape == (3, *side)
+    assert z.value.shape == (10, 3, *side)
+    assert model.decode(z.value[:5]).shape == x.shape
+    assert model.posterior(x).event_shape == (3, *side)
+    # an encoder that says the prior: the bound is E log p(x | z)
+    torch.nn.init.zeros_(model.encoder.last.weight)
+    torch.nn.init.zeros_(model.encoder.last.bias)
+    noise = Noise(x, 1, 0)
+    z = noise.normal(3, *side).float()
+    with torch.no_grad():
+        assert torch.allclose(model.log_prob(x).nats, model._log_given_z(x, z, None), atol=1e-4)
+
+
+def test_a_grid_of_latents_keeps_the_contract():
+    check_model("vae", tiny_data()["grid"], latent=2, halvings=1)
+
+
+def test_beta_weighs_the_divergence_and_leaves_the_bound_alone():
+    space = Space.grid(1, 2, 2, 3)
+    x = space.enumerate()[::7]
+    plain, light = (build("vae", space, size="tiny", draws=1, dropout=0.0, beta=beta).eval() for beta in (1.0, 0.25))
+    light.load_state_dict(plain.state_dict())
+    assert torch.equal(plain.log_prob(x).nats, light.log_prob(x).nats)
+    losses = []
+    for model in (plain, light):
+        torch.manual_seed(0)
+        losses.append(model(x))
+    torch.manual_seed(0)
+    lifted = plain.encode(x)
+    z = lifted.value
+    log_q = plain.posterior(x).log_prob(z)
+    log_prior = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
+    assert torch.allclose(losses[0] - losses[1], 0.75 * (log_q - log_prior).double(), atol=1e-4)
+
+
+def test_latents_of_a_table_are_no_grid():
+    with pytest.raises(UsageError, match="no grid"):
+        build("vae", tiny_data()["columns"].space, size="tiny", halvings=1)

@@ -9,6 +9,10 @@ and have exact masses (`likely.heads`), so the bound is on the mass of the data 
 is dequantized. Symbols after the end of a sequence are left out of the product, which gives the
 marginal of a prefix; in a `variable` space p(length | z) is one more factor.
 
+Of an image z may be a grid, too, whose sides are halved so often: each of its places then speaks of a
+neighbourhood, and leaves what joins them to another model, of the latents (`stacked`). `beta` below 1
+lets z keep more for that one to model.
+
 Training maximises the same bound with a few draws. More of them pull a plain gradient of the encoder
 below its noise; the doubly reparameterised one keeps its signal:
 
@@ -19,6 +23,7 @@ with v_k = w_k / sum_j w_j held fixed, and q's parameters held fixed inside log 
 References:
     | Auto-encoding variational Bayes (Kingma and Welling, 2014) | https://arxiv.org/abs/1312.6114
     | Importance weighted autoencoders (Burda et al., 2016) | https://arxiv.org/abs/1509.00519
+    | beta-VAE (Higgins et al., 2017) | https://openreview.net/forum?id=Sy2fzU9gl
     | Doubly reparameterized gradient estimators for Monte Carlo objectives (Tucker et al., 2019) | https://arxiv.org/abs/1810.04152
 """
 
@@ -30,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
+from likely.errors import UsageError
 from likely.heads import Heads
 from likely.logprob import LogProb
 from likely.model import Amortised, Likelihood, Model, Recipe, evaluating, expand_given
@@ -40,6 +46,7 @@ from likely.space import Relaxed, Space
 __all__ = ["VAE"]
 
 _LOG_SIGMA = (-7.0, 3.0)  # of the posterior: keeps exp finite, far beyond what training reaches
+_CHANNELS = 4  # of a grid of latents
 _AT_ONCE = 2**23  # numbers that the decoder may put out in one call
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -48,7 +55,9 @@ class VAE(Model, Likelihood, Amortised):
     """An encoder, a decoder, and a head for each entry.
 
     Args:
-        latent: dimensions of z.
+        latent: dimensions of z; its channels, 4 by default, where it is a grid.
+        halvings: of a grid's sides, to those of a grid of latents; 0 for a vector.
+        beta: weight of the divergence from the prior in training; the bound that is told is the true one.
         draws: importance draws in training; 1 for sequences if not given.
         net: another encoder and decoder net than the layout's default.
         width, depth, dropout: of both nets, instead of the size's.
@@ -72,6 +81,8 @@ class VAE(Model, Likelihood, Amortised):
         given: Space | None = None,
         size: str = "small",
         latent: int | None = None,
+        halvings: int = 0,
+        beta: float = 1.0,
         draws: int | None = None,
         net: str | None = None,
         width: int | None = None,
@@ -82,10 +93,15 @@ class VAE(Model, Likelihood, Amortised):
     ) -> None:
         super().__init__(space, given=given, size=size)
         draws = draws or (1 if space.layout == "sequence" else None)  # decoding a window of text costs more than a second draw gains
+        if halvings and space.layout != "grid":
+            raise UsageError(f"Latents of {space.layout} data are no grid.", "Leave out halvings.")
+        latent = latent or (_CHANNELS if halvings else None)
         chosen = self.options(size, latent=latent, draws=draws, dropout=dropout, components=components)
-        self.dims, self.draws = chosen["latent"], chosen["draws"]
+        self.dims, self.draws, self.beta = chosen["latent"], chosen["draws"], beta
+        self.sides = tuple(-(-side // 2**halvings) for side in space.shape[1:]) if halvings else ()
         self.heads = Heads(space, components=chosen["components"], categorical_up_to=categorical_up_to)
         how: dict[str, Any] = {"word": net, "given": given, "width": width, "depth": depth, "dropout": chosen["dropout"]}
+        how |= {"word": net or "conv", "halvings": halvings} if halvings else {}
         self.encoder = build_net(space, "encoder", size, out=2 * self.dims, **how)
         self.decoder = build_net(space, "decoder", size, inputs=self.dims, out=self.heads.width, **how)
         self.length = nn.Linear(self.dims, space.shape[0] + 1) if space.variable else None
@@ -94,7 +110,7 @@ class VAE(Model, Likelihood, Amortised):
 
     @property
     def latent(self) -> Space:
-        return Space.reals(self.dims)
+        return Space.grid(self.dims, *self.sides) if self.sides else Space.reals(self.dims)
 
     # -- loss -----------------------------------------------------------------------------------
 
@@ -102,17 +118,18 @@ class VAE(Model, Likelihood, Amortised):
         """Minus the bound of `draws` samples, in nats, [batch]; its gradients are the doubly reparameterised ones."""
         noise = Noise(x, self.draws)
         mean, log_sigma = map(noise.repeat, self._posterior(x, given))
-        z = mean + log_sigma.exp() * noise.normal(self.dims).float()
+        z = mean + log_sigma.exp() * noise.normal(*self.latent.shape).float()
         log_ratio = _log_normal(z) - _log_normal(z, mean.detach(), log_sigma.detach())
-        log_w = self._log_given_z(noise.repeat(x), z, _repeat(given, noise)) + log_ratio.double().sum(1)
+        log_w = self._log_given_z(noise.repeat(x), z, _repeat(given, noise)) + self.beta * _summed(log_ratio)
         v = log_w.detach().view(self.draws, -1).softmax(0)
         if z.requires_grad:  # the second factor v_k of what flows on into the encoder
-            z.register_hook(lambda gradient: gradient * v.view(-1, 1).to(gradient.dtype))
+            shares = v.view(-1, *[1] * (z.ndim - 1))
+            z.register_hook(lambda gradient: gradient * shares.to(gradient.dtype))
         with_gradient = (v * log_w.view(self.draws, -1)).sum(0)
         return -(log_mean_exp(log_w.detach(), self.draws) + with_gradient - with_gradient.detach())
 
     def _posterior(self, x: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of q(z | x), [batch, dims] each."""
+        """Mean and log standard deviation of q(z | x), [batch, *latent shape] each."""
         mean, log_sigma = self.encoder(x, given).float().chunk(2, 1)
         return mean, log_sigma.clamp(*_LOG_SIGMA)
 
@@ -131,7 +148,7 @@ class VAE(Model, Likelihood, Amortised):
 
     def sample(self, n: int, given: Tensor | None = None) -> Tensor:
         """Ancestral: z from the prior, each entry of x from p(x | z)."""
-        z = torch.randn(n, self.dims, device=next(self.parameters()).device)
+        z = torch.randn(n, *self.latent.shape, device=next(self.parameters()).device)
         return self.decode(z, expand_given(given, n))
 
     @torch.no_grad()
@@ -151,7 +168,7 @@ class VAE(Model, Likelihood, Amortised):
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         z, nats = self._encode(x, given, noise)
-        log_w = nats + _log_normal(z).double().sum(1)
+        log_w = nats + _summed(_log_normal(z))
         return LogProb(log_mean_exp(log_w, noise.draws), "lower bound", how=f"L_{noise.draws}" if noise.draws > 1 else "ELBO")
 
     def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1, noise: Noise | None = None) -> Relaxed:
@@ -168,10 +185,10 @@ class VAE(Model, Likelihood, Amortised):
     def _encode(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
         with evaluating(self):
             mean, log_sigma = map(noise.repeat, self._posterior(x, given))
-            z = mean + log_sigma.exp() * noise.normal(self.dims).float()
+            z = mean + log_sigma.exp() * noise.normal(*self.latent.shape).float()
             xs, givens = noise.repeat(x), _repeat(given, noise)
             parts = [self._log_given_z(xs[rows], z[rows], _rows(givens, rows)) for rows in self._chunks(len(z))]
-        return z, torch.cat(parts) - _log_normal(z, mean, log_sigma).double().sum(1)
+        return z, torch.cat(parts) - _summed(_log_normal(z, mean, log_sigma))
 
     def _chunks(self, n: int) -> list[slice]:
         """Rows to decode at once, so that memory stays bounded; one empty slice for no rows."""
@@ -184,6 +201,10 @@ def _log_normal(z: Tensor, mean: Tensor | None = None, log_sigma: Tensor | None 
     if mean is None or log_sigma is None:
         return -0.5 * z.square() - _LOG_SQRT_2PI
     return _log_normal((z - mean) * torch.exp(-log_sigma)) - log_sigma
+
+
+def _summed(nats: Tensor) -> Tensor:
+    return nats.double().flatten(1).sum(1)
 
 
 def _repeat(given: Tensor | None, noise: Noise) -> Tensor | None:

@@ -2,7 +2,8 @@
 
     dense   a residual multilayer perceptron over all entries: tables, and grids of few pixels
     conv    residual convolutions that halve (double) every axis in each stage: larger grids, and
-            sequences as grids of one axis
+            sequences as grids of one axis; with so many `halvings` what it puts out (takes) is a grid,
+            [B, out, ...] or [B, inputs, ...] with every axis halved so often
 
 Encoders take examples in data units. Numbers enter standardised, nominals and symbols by embedding,
 a missing cell as its own embedding. GroupNorm and LayerNorm keep every example to itself.
@@ -170,11 +171,11 @@ class Stage(nn.Module):
         return h
 
 
-def _stages(space: Space, width: int) -> list[tuple[tuple[int, ...], int]]:
+def _stages(space: Space, width: int, halvings: int | None) -> list[tuple[tuple[int, ...], int]]:
     """Extent and channels of each stage, from the finest to the coarsest."""
     extent = space.shape[1:] if space.layout == "grid" else space.shape
     stages = [(extent, width)]
-    while max(stages[-1][0]) > COARSEST:
+    while max(stages[-1][0]) > COARSEST if halvings is None else len(stages) <= halvings:
         extent, channels = stages[-1]
         stages.append((tuple((n + 1) // 2 for n in extent), min(2 * channels, WIDEST * width)))
     return stages
@@ -193,24 +194,26 @@ class ConvEncoder(nn.Module):
         width: int | None = None,
         depth: int | None = None,
         dropout: float = 0.0,
+        halvings: int | None = None,
     ) -> None:
         super().__init__()
         width, depth = width or CONV[size]["width"], depth or CONV[size]["depth"]
-        self.space, stages = space, _stages(space, width)
+        self.space, stages = space, _stages(space, width, halvings)
         rank, embedding = len(stages[0][0]), 4 * width if given else None
         self.conditioner = Conditioner(given, 4 * width)
         self.symbols = nn.Embedding(space.supports[0].levels + 1, width) if space.layout == "sequence" else None
         self.first = _conv(rank, width if self.symbols else plane_count(space), width, 3)
         self.stages = nn.ModuleList(Stage(rank, c, depth, embedding, dropout) for _, c in stages)
         self.shrink = nn.ModuleList(_conv(rank, a, b, 3, stride=2) for (_, a), (_, b) in itertools.pairwise(stages))
-        self.last = nn.Linear(stages[-1][1] * math.prod(stages[-1][0]), out)
+        self.flat, coarse = halvings is None, stages[-1][1]
+        self.last = nn.Linear(coarse * math.prod(stages[-1][0]), out) if self.flat else _conv(rank, coarse, out, 1)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         embedding = self.conditioner(given, len(x))
         h = self.first(planes(self.space, x) if self.symbols is None else self.symbols(x + 1).transpose(1, 2))
         for i, stage in enumerate(self.stages):
             h = stage(self.shrink[i - 1](h) if i else h, embedding)
-        return self.last(F.silu(h).flatten(1))
+        return self.last(F.silu(h).flatten(1) if self.flat else F.silu(h))
 
 
 class ConvDecoder(nn.Module):
@@ -227,14 +230,15 @@ class ConvDecoder(nn.Module):
         width: int | None = None,
         depth: int | None = None,
         dropout: float = 0.0,
+        halvings: int | None = None,
     ) -> None:
         super().__init__()
         width, depth = width or CONV[size]["width"], depth or CONV[size]["depth"]
-        stages = _stages(space, width)[::-1]
+        stages = _stages(space, width, halvings)[::-1]
         rank, embedding = len(stages[0][0]), 4 * width if given else None
         self.conditioner = Conditioner(given, 4 * width)
         self.extents, self.coarse = [extent for extent, _ in stages], (stages[0][1], *stages[0][0])
-        self.first = nn.Linear(inputs, math.prod(self.coarse))
+        self.first = nn.Linear(inputs, math.prod(self.coarse)) if halvings is None else _conv(rank, inputs, stages[0][1], 3)
         self.stages = nn.ModuleList(Stage(rank, c, depth, embedding, dropout) for _, c in stages)
         self.grow = nn.ModuleList(_conv(rank, a, b, 3) for (_, a), (_, b) in itertools.pairwise(stages))
         self.channels, self.out, self.sequence = len(space.supports), out, space.layout == "sequence"
@@ -242,7 +246,7 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         embedding = self.conditioner(given, len(z))
-        h = self.first(z).view(-1, *self.coarse)
+        h = self.first(z).view(len(z), *self.coarse)
         h = self.stages[0](h, embedding)
         for stage, grow, extent in zip(self.stages[1:], self.grow, self.extents[1:], strict=True):
             h = stage(grow(F.interpolate(h, extent)), embedding)
