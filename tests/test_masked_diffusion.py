@@ -166,6 +166,15 @@ def test_a_shorter_text_counts_the_orders_that_begin_with_it():
     with torch.no_grad():
         drawn = made.log_prob(x, draws=300)
     assert (drawn.nats + torch.stack(both).mean()).abs() < 4.5 * drawn.stderr
+
+
+@pytest.mark.parametrize("noise", ["absorbing", "uniform"])
+def test_beginnings_of_texts_have_no_more_than_all_mass(noise):
+    made = model(TEXT, noise=noise)
+    beginnings = torch.tensor([[a, b, -1] for a in range(3) for b in range(3)])
+    with torch.no_grad():
+        drawn = made.log_prob(beginnings, draws=200)
+    assert drawn.nats.exp().sum() < 1
     assert made.log_prob(torch.full((1, 3), -1)).nats.item() == 0.0
 
 
