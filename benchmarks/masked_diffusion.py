@@ -16,14 +16,14 @@ MODELS = {
     "uniform": ("masked-diffusion", {"noise": "uniform"}),
     "any-order": ("autoregressive", {"net": "any-order", "adapt": False}),
 }
-ROWS = 400  # test examples that are scored: of a text windows one after another
+ROWS = 360  # test examples that are scored: of a text 120 windows one after another
 
 
 def test_rows(data) -> torch.Tensor:
     if data.test.stream is None:
         return data.test.x[:ROWS]
     length = data.space.dims
-    return data.test.stream[: ROWS * length].long().view(-1, length)
+    return data.test.stream[: ROWS // 3 * length].long().view(-1, length)
 
 
 def one_hidden(model, x: torch.Tensor) -> float:
@@ -84,7 +84,7 @@ def main() -> None:
             with torch.no_grad():
                 scored = likely.bits(model.log_prob(x), data.space)
                 hidden = one_hidden(model, x) if word != "uniform" else None
-                samples = drawn(model, data, arguments.samples if source == "digits" else 32, arguments.seed)
+                samples = drawn(model, data, arguments.samples if source == "digits" else 16, arguments.seed)
             told = {"value": scored.value, "stderr": scored.stderr, "kind": scored.kind, "unit": scored.unit, "n": scored.n}
             record = {"data": source, "model": word, **told, "one_hidden_bits": hidden, "samples": samples, "cpu_seconds": cpu}
             record |= {"steps": run.steps, "parameters": sum(p.numel() for p in model.parameters())}

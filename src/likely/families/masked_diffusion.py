@@ -50,7 +50,7 @@ __all__ = ["MaskedDiffusion"]
 
 _NOISES = ("absorbing", "uniform")
 _ORDERS = ("random", "confident")
-_EVALUATED, _VALIDATED = 16, 4  # terms of the bound per draw, in log_prob and in validation
+_EVALUATED, _VALIDATED = 16, 2  # terms of the bound per draw, in log_prob and in validation
 _CALLS = 256  # of the net for a sample, at most, if none are asked for
 _CHUNK = 2**15  # entries per call of the net outside training
 _RECIPES = {
