@@ -60,8 +60,8 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
         "transformer": "likely.nets.bidirectional:BidirectionalTransformer",
     },
     ("bidirectional", "columns"): {
-        "transformer": "likely.nets.bidirectional:BidirectionalTransformer",
         "mlp": "likely.nets.bidirectional:MLPOverVectors",
+        "transformer": "likely.nets.bidirectional:BidirectionalTransformer",
     },
     ("bidirectional", "sequence"): {
         "transformer": "likely.nets.bidirectional:BidirectionalTransformer",
