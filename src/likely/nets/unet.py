@@ -154,14 +154,15 @@ class Stage(nn.Module):
             how: dict[str, Any] = {"text": text, "block": block, "depth": depth, "heads": heads, "attention": attention, "dropout": dropout}
             self.down = Conv(channels, 2 * channels, sides, halve=True)
             self.inner = Stage(2 * channels, half, embedding, levels=levels - 1, **how)
-            self.join = nn.Conv2d(3 * channels, channels, 1)
+            # maps of each place alone, so that the coarse grid is mapped before it is spread
+            self.up, self.across = nn.Conv2d(2 * channels, channels, 1), nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, h: Tensor, known: Known) -> Tensor:
         for block in self.enter:
             h = block(h, known.embedding)
         if self.inner is not None:
-            coarse = self.inner(self.down(h), known)
-            h = self.join(torch.cat([h, F.interpolate(coarse, size=h.shape[2:])], 1))
+            coarse = self.up(self.inner(self.down(h), known))
+            h = self.across(h) + F.interpolate(coarse, size=h.shape[2:])
         h = self.attention(h) if self.attention is not None else h
         h = self.text(h, known.memory, known.filled) if self.text is not None else h
         for block in self.leave:
