@@ -10,6 +10,7 @@ from pathlib import Path
 SCRIPTS = (
     "loop_overhead.py",
     "flow_speed.py",
+    "diffusion_speed.py",
     "digits.py",
     "binarized_mnist.py",
     "image_sampling.py",
