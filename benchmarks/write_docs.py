@@ -232,9 +232,9 @@ def diffusion_speed():
         rows.append([size, "ours over the better", "", *cells])
     text = (
         "Images trained, and images through the net in sampling, per process-CPU second, batches of 32: `diffusion` in size `small` with "
-        "its whole bound of 256 levels, the U-Nets of diffusers 0.42 and denoising-diffusion-pytorch 2.3 of about as many parameters with the "
-        "squared error, as they come but for fused AdamW. The ratio under bf16 is of the faster precision of each. Libraries took turns; "
-        "medians over rounds. `python benchmarks/diffusion_speed.py`"
+        "its whole bound of 256 levels; the U-Nets of diffusers 0.42 and denoising-diffusion-pytorch 2.3 of about as many parameters with "
+        "the squared error, as they come but for fused AdamW. The ratio under bf16 is of the faster precision of each. Libraries took "
+        "turns; medians over rounds. `python benchmarks/diffusion_speed.py`"
     )
     head = ["images", "library", "parameters", "train, float32", "bf16", "sample, float32", "bf16"]
     return section("Diffusion, speed", text, head, rows, found[-1])
