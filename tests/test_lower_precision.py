@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import likely
-from likely.ancestral import in_bf16
+from likely.model import in_precision
 from likely.errors import UsageError
 from likely.families.autoregressive import Autoregressive
 from likely.nets import NETS
@@ -31,7 +31,7 @@ def mild(space: Space, net: str, **options) -> Autoregressive:
 
 
 @pytest.mark.parametrize(("layout", "net", "options"), CASES, ids=str)
-def test_every_net_runs_in_bf16_near_itself(layout, net, options):
+def test_every_net_runs_in_precision_near_itself(layout, net, options):
     """Differences are of 8 bits in every number, so small beside the nats themselves, and there."""
     made = mild(SPACES[layout], net, **options)
     drawn = made.sample(32, precision="bf16", with_log_prob=True)
@@ -60,7 +60,7 @@ def test_weights_and_likelihood_are_as_before():
     nats = made.log_prob(x).nats
     made.sample(3, precision="bf16")
     next(made.follow(x[:1, :2], precision="bf16"))
-    with pytest.raises(UsageError), in_bf16(made.net):  # restored whatever happens inside
+    with pytest.raises(UsageError), in_precision(made.net, torch.bfloat16):  # restored whatever happens inside
         made.sample(1, top_k=0)
     assert all(torch.equal(before[name], t) and before[name].dtype == t.dtype for name, t in made.state_dict().items())
     assert torch.equal(made.log_prob(x).nats, nats)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from likely.decoding import UNFILTERED, Filter, Stops
 from likely.errors import UsageError, nearest
-from likely.model import Fillable, Filled, Primed, evaluating, expand_given
+from likely.model import Fillable, Filled, Primed, evaluating, expand_given, in_precision
 from likely.nets.causal import OrderFree
 from likely.space import MISSING, Space
 from likely.stepwise import Conditionals, Weighted
 
-__all__ = ["PRECISIONS", "Ancestral", "Sampled", "in_bf16"]
+__all__ = ["PRECISIONS", "Ancestral", "Sampled"]
 
 PRECISIONS = ("float32", "bf16")
 
@@ -113,7 +113,7 @@ class Ancestral(Primed, Fillable, ABC):
         net = self.conditionals.net
         if precision == "bf16" and not isinstance(net, nn.Module):
             raise UsageError("This model has no net of its own that could run in bf16.", "Leave out precision.")
-        with evaluating(self), in_bf16(net) if precision == "bf16" else nullcontext():  # type: ignore[arg-type]
+        with evaluating(self), in_precision(net, torch.bfloat16) if precision == "bf16" else nullcontext():  # type: ignore[arg-type]
             yield
 
     def _up_to(self, prompt: Tensor | None, length: int | None, stop: Any) -> int | None:
@@ -272,16 +272,3 @@ class Ancestral(Primed, Fillable, ABC):
 
 def _rows(values: Tensor | None, index: slice | Tensor) -> Tensor | None:
     return None if values is None else values[index]
-
-
-@contextmanager
-def in_bf16(net: nn.Module) -> Iterator[None]:
-    """Round a net's numbers to bf16 for a while, in which it computes in bf16."""
-    exact = [(t, t.data) for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()]
-    try:
-        for tensor, data in exact:
-            tensor.data = data.bfloat16()
-        yield
-    finally:
-        for tensor, data in exact:
-            tensor.data = data

@@ -44,6 +44,7 @@ __all__ = [
     "Weighted",
     "evaluating",
     "expand_given",
+    "in_precision",
 ]
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # re-iterable: each pass yields (x, given) anew
@@ -370,6 +371,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def in_precision(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """A module's numbers in another precision for a while, in which it computes; bit for bit as they were afterwards."""
+    own = [(t, t.data) for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    try:
+        for tensor, data in own:
+            tensor.data = data.to(dtype)
+        yield
+    finally:
+        for tensor, data in own:
+            tensor.data = data
 
 
 def expand_given(given: Tensor | None, n: int) -> Tensor | None:

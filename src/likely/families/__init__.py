@@ -124,6 +124,16 @@ FAMILIES: dict[str, Family] = {
     "diffusion": Family("likely.families.diffusion:Diffusion"),
     "masked-diffusion": Family("likely.families.masked_diffusion:MaskedDiffusion", featured=False),
     "stacked": Family("likely.families.stacked:Stacked", members=("vae", "diffusion"), featured=False),
+    "vdm": Family(
+        "likely.families.diffusion:Diffusion",
+        {"steps": 0, "schedule": "learnt"},
+        featured=False,
+        summary="diffusion in continuous time with a learnt schedule: the tightest bound",
+    ),
+    "ddpm": Family("likely.families.ddpm:DDPM", featured=False),
+    "score": Family("likely.families.score:ScoreModel", featured=False),
+    "flow-matching": Family("likely.families.flow_matching:FlowMatching", featured=False),
+    "meanflow": Family("likely.families.meanflow:MeanFlow", featured=False),
 }
 
 

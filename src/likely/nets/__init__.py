@@ -122,7 +122,7 @@ def net(
     build = _build(words[word])
     known = _options(build)
     for option in options:
-        if option not in known and not _passes_on(build):
+        if option not in (*known, "times") and not _passes_on(build):
             raise UsageError(f"The {role} net '{word}' has no option '{option}'.", nearest(option, known) if known else "It has none.")
     return build(space, given=given, size=size, out=out, **options)
 
@@ -152,7 +152,7 @@ def _build(path: str) -> Any:
 def _options(build: Any) -> dict[str, inspect.Parameter]:
     """The keyword-only arguments of a net's own."""
     parameters = inspect.signature(build).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size", "out")}
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size", "out", "times")}
 
 
 def _passes_on(build: Any) -> bool:

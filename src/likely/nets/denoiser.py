@@ -63,10 +63,11 @@ class MLPDenoiser(nn.Module):
         depth: int | None = None,
         dropout: float | None = None,
         drop: float = 0.0,
+        times: int = 1,
     ) -> None:
         super().__init__()
         how = of_size(self.sizes, size, width=width, depth=depth, dropout=dropout)
-        self.knowledge = Knowledge(given, how["width"], drop=drop)
+        self.knowledge = Knowledge(given, how["width"], drop=drop, times=times)
         self.body = ResMLP(space.dims, out * space.dims, embedding=how["width"], zero=True, **how)
 
     def forward(self, u: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:

@@ -55,13 +55,14 @@ class DiT(nn.Module):
         positions: str = "learned",
         dropout: float | None = None,
         drop: float = 0.0,
+        times: int = 1,
     ) -> None:
         super().__init__()
         how = of_size(self.sizes, size, width=width, depth=depth, heads=heads, dropout=dropout)
         channels, sides = grid_shape(space)
         self.patch = _patch(sides, self.most[size], patch)
         area = math.prod(self.patch)
-        self.knowledge = Knowledge(given, how["width"], image=sides if space.layout == "grid" else None, drop=drop)
+        self.knowledge = Knowledge(given, how["width"], image=sides if space.layout == "grid" else None, drop=drop, times=times)
         self.positions = _positions(sides, self.patch, positions, how["width"], how["heads"])
         inputs = (channels + self.knowledge.channels) * area
         self.tower = Tower(inputs, out * channels * area, text=self.knowledge.reads, **how)

@@ -80,3 +80,16 @@ class LearntShape(nn.Module, Shape):
             early = self.log_snr(middle) > log_snr
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return (low + high) / 2
+
+    def steadied(self, t: Tensor, nats: Tensor) -> Tensor:
+        r"""Zero, with the gradient that lowers the variance of `nats` [B], unbiased estimates of the bound at times t [B].
+
+        At a time t they are f(lambda) / p(lambda), p = -dt/dlambda, whatever the shape; so E[nats^2] = int f^2 / p, and its gradient is
+        -E[nats^2 grad log p(lambda)] at fixed lambda, where t moves with the parameters.
+        """
+        value, slope = self(t)
+        moved = t + (value.detach() - value) / slope.detach()
+        log_density = -(-self(moved)[1]).log()
+        weight = nats.detach().square()
+        loss = -weight / weight.mean() * nats.detach().mean() * log_density
+        return loss - loss.detach()

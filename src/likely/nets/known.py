@@ -35,20 +35,20 @@ _SLOWEST, _FASTEST, _FREQUENCIES = math.pi / 8, 64 * math.pi, 20
 
 
 class TimeEmbedding(nn.Module):
-    """t [B], within some units of 0 -> embedding [B, width]."""
+    """t [B], within some units of 0, or several such times [B, times] -> embedding [B, width]."""
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, times: int = 1) -> None:
         super().__init__()
         steps = torch.logspace(math.log2(_SLOWEST), math.log2(_FASTEST), _FREQUENCIES, base=2)
         self.register_buffer("frequencies", steps, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * _FREQUENCIES + 1, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(times * (2 * _FREQUENCIES + 1), width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        t = t[:, None].to(self.frequencies)
+        t = (t[:, None] if t.ndim == 1 else t).unsqueeze(2).to(self.frequencies)
         angle = t * self.frequencies
-        return self.mlp(torch.cat([t, angle.sin(), angle.cos()], 1))
+        return self.mlp(torch.cat([t, angle.sin(), angle.cos()], 2).flatten(1))
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,18 @@ class Knowledge(nn.Module):
     Args:
         image: height and width that an image which is given is stretched to and concatenated at; None for an embedding of it.
         drop: share of training examples that are shown without what is given; above 0 it can be done without.
+        times: how many the model speaks of, t [B, times].
 
     Attributes:
         channels: of the image that is concatenated, 0 without.
         reads: whether a text is given.
     """
 
-    def __init__(self, given: Space | None, width: int, *, image: tuple[int, int] | None = None, drop: float = 0.0) -> None:
+    def __init__(self, given: Space | None, width: int, *, image: tuple[int, int] | None = None, drop: float = 0.0, times: int = 1) -> None:
         super().__init__()
         self.given, self.drop, self.image = given, drop, image if given is not None and given.layout == "grid" else None
         self.reads = given is not None and given.layout == "sequence"
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, times)
         self.reader = Reader(given, width) if given is not None and self.reads else None
         self.conditioner = Conditioner(None if self.reads or self.image else given, width, dropout=drop)
         self.channels = _channels(given) + 1 if given is not None and self.image else 0

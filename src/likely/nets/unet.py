@@ -208,6 +208,7 @@ class UNet(nn.Module):
         dropout: float | None = None,
         fourier: bool = False,
         drop: float = 0.0,
+        times: int = 1,
     ) -> None:
         super().__init__()
         if block not in BLOCKS:
@@ -215,7 +216,7 @@ class UNet(nn.Module):
         channels, sides = grid_shape(space)
         how = of_size(self.sizes, size, width=width, depth=depth, levels=levels, heads=heads, dropout=dropout)
         wide: int = how.pop("width")
-        self.knowledge = Knowledge(given, 4 * wide, image=sides if space.layout == "grid" else None, drop=drop)
+        self.knowledge = Knowledge(given, 4 * wide, image=sides if space.layout == "grid" else None, drop=drop, times=times)
         self.fourier = fourier
         inputs = channels * (1 + 2 * _OCTAVES * fourier) + self.knowledge.channels
         self.first = Conv(inputs, wide, sides)

@@ -34,6 +34,7 @@ _STAGES = (
 _DIFFERENCE = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # of the two orders
 _FIRST = 1 / 16  # of the whole way
 _LEAST = 2.0**-40
+_PER_OCTAVE = 4
 
 
 def dormand_prince(f: Slope, y: Tensor, begin: float, end: float, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -53,13 +54,23 @@ def dormand_prince(f: Slope, y: Tensor, begin: float, end: float, tolerance: flo
         done = accepted & (step == left)
         y, slope = (torch.where(accepted[:, None], new, old) for new, old in ((there, y), (last, slope)))
         t = torch.where(accepted, t + step, t)
-        step = step * (0.9 * ratio.nan_to_num(torch.inf).clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
+        step = step * _growth(ratio)
         calls[rows] += len(_NODES)
         arrived[rows[done]] = y[done]
         rows, t, y, slope, step = (v[~done] for v in (rows, t, y, slope, step))
         if bool((step.abs() < _LEAST * abs(end - begin)).any()):
             raise LikelyError(f"A differential equation could not be solved to {tolerance:g}.", "Allow a larger tolerance.")
     return arrived, calls
+
+
+def _growth(ratio: Tensor) -> Tensor:
+    """By how much to change a step whose error is `ratio` times what is tolerated: quarters of octaves.
+
+    Steps that are rounded are equal to the bit where errors are all but equal. Otherwise a slope that is rough in time turns the
+    last bits of its values, which do hang on what is beside a row in a matrix product, into other steps and so into other answers.
+    """
+    wished = 0.9 * ratio.nan_to_num(torch.inf).clamp_min(1e-10) ** -0.2
+    return torch.exp2((_PER_OCTAVE * wished.clamp(0.2, 5.0).log2()).floor() / _PER_OCTAVE)
 
 
 def _attempt(f: Slope, t: Tensor, y: Tensor, slope: Tensor, step: Tensor, rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:

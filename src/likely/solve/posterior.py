@@ -5,7 +5,8 @@ missing cell one point more), which are not dequantized; the others through `Spa
 rule the likelihood of an entry's own noisy value, which is known, with what a net says of its surroundings:
 
     few levels    p(x = k | z) ~ exp(net_k) N(z; alpha e_k, sigma^2)
-    many levels   mean m and variance V as for a real; its mass: N(e_k; m, V) at the levels, normalised
+    many levels   mean m and variance V as for a real; its mass: N(e_k; m, V) at the levels, normalised,
+                  or of the bins around them, the first and the last open
     real          m = alpha z - sigma net_1,  V = sigma^2 exp(net_2)       exact for e ~ N(0, 1) where net = 0
 
 Masses sum to one over the levels whatever the net says.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from likely.noise import Noise
+from likely.solve.intervals import normal_interval
 from likely.space import MISSING, Space, Support
 
 __all__ = ["Levels", "Lift", "Posterior", "gaussian_posterior"]
@@ -32,6 +34,8 @@ _FEW_LEVELS = 32  # of a grid: up to here the net weighs every level of every pi
 _REAL_LOG_SNR = 9.0  # what is relaxed is resolved down to exp(-9/2), 1 % of its standard deviation
 _SIGMAS_PER_GAP = 5.0  # neighbouring levels are this many standard deviations apart at t = 0
 _WIDEST = 12.0  # log-variances of a net are kept within +-12
+_EXACT = 1e-6  # a deviation that leaves no doubt
+_FAR = 1e3  # deviations of the data
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -50,6 +54,17 @@ class Posterior:
         """Of some entries; the log-mass stays that of the first."""
         return replace(self, mean=self.mean[:, which], var=self.var[:, which])
 
+    def towards(self, other: "Posterior", share: float) -> "Posterior":
+        """`share` of the way to another and beyond it: linear in the mean and in the log-mass, of the other's variance."""
+        log_mass = None
+        if self.log_mass is not None and other.log_mass is not None:
+            log_mass = torch.where(other.log_mass.isinf(), other.log_mass, self.log_mass.lerp(other.log_mass, share)).log_softmax(2)
+        return Posterior(self.mean.lerp(other.mean, share), other.var, log_mass)
+
+    def over(self, other: "Posterior") -> "Posterior":
+        """Another one, with the log-mass of this."""
+        return replace(other, log_mass=self.log_mass)
+
     def join(self, other: "Posterior") -> "Posterior":
         """Of more entries."""
         return Posterior(torch.cat([self.mean, other.mean], 1), torch.cat([self.var, other.var], 1), self.log_mass)
@@ -67,13 +82,14 @@ class Levels(nn.Module):
     Args:
         supports: one per entry, all with finitely many states.
         few: up to so many points the net weighs each one; with more it gives a mean and a variance.
+        bins: whether the mass of a level is then that of the bin around it.
     """
 
     points: Tensor  # [C, K], increasing; infinite where an entry has fewer than K
     last: Tensor  # [C], the number of the last point
     loses: Tensor  # [C], whether the last point means missing
 
-    def __init__(self, supports: Sequence[Support], *, few: int = _MOST_LEVELS) -> None:
+    def __init__(self, supports: Sequence[Support], *, few: int = _MOST_LEVELS, bins: bool = False) -> None:
         super().__init__()
         states = [s.levels + s.missing for s in supports]
         rows = [_points(s) for s in supports]
@@ -81,7 +97,7 @@ class Levels(nn.Module):
         self.register_buffer("points", torch.tensor(padded), persistent=False)
         self.register_buffer("last", torch.tensor(states) - 1, persistent=False)
         self.register_buffer("loses", torch.tensor([s.missing for s in supports]), persistent=False)
-        self.few = max(states) <= few
+        self.few, self.bins = max(states) <= few, bins
         self.width = max(states) if self.few else 2
         self.gap = min((row[1] - row[0] for row in rows if len(row) > 1), default=1.0)
 
@@ -113,6 +129,11 @@ class Levels(nn.Module):
         if posterior.log_mass is not None:
             return posterior.log_mass
         mean, var = posterior.mean.unsqueeze(2), posterior.var.unsqueeze(2)
+        if self.bins:
+            lower, upper = self._edges(posterior.mean)
+            upper = torch.where(upper > lower, upper, lower + 1)  # of points that are not there
+            mass = normal_interval((lower - mean) / var.sqrt(), (upper - mean) / var.sqrt())
+            return mass.masked_fill(self._points(posterior.mean).isinf(), -math.inf)
         return (-0.5 * (self._points(posterior.mean) - mean).square() / var).log_softmax(2)
 
     def log_prob(self, posterior: Posterior, code: Tensor) -> Tensor:
@@ -124,6 +145,19 @@ class Levels(nn.Module):
         log_mass = self.log_mass(posterior)
         return (log_mass - torch.empty_like(log_mass).exponential_().log()).argmax(2)
 
+    def decoded(self, e: Tensor, deviation: float) -> Posterior:
+        """p(x | e with noise) by Bayes' rule if all levels are as likely: what little noise there is decides."""
+        distance = (e.unsqueeze(2).double() - self._points(e)) / deviation
+        return Posterior(e, torch.zeros_like(e), (-0.5 * distance.square()).log_softmax(2))
+
+    def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper edges of the bins, half way between points, [C, K, 1...]; the outermost are so far away that they are open."""
+        open_end = self.points.new_full((len(self.points), 1), _FAR)
+        middle = ((self.points[:, 1:] + self.points[:, :-1]) / 2).clamp_max(_FAR)
+        edges = torch.cat([-open_end, middle, open_end], 1)
+        shape = (*self.points.shape, *[1] * (like.ndim - 2))
+        return edges[:, :-1].reshape(shape), edges[:, 1:].reshape(shape)
+
     def _points(self, like: Tensor) -> Tensor:
         """[C, K, 1...], to broadcast over [B, C, K, ...] where `like` is [B, C, ...]."""
         return self.points.view(*self.points.shape, *[1] * (like.ndim - 2))
@@ -132,6 +166,9 @@ class Levels(nn.Module):
 class Lift(nn.Module):
     """Data <-> the reals that diffusion acts on, `space`; entries (axis 1) of finitely many values come first.
 
+    Args:
+        few, bins: of `Levels`.
+
     Attributes:
         width: parameters per entry that a posterior takes.
         log_snr: at which the data are resolved, where a schedule starts.
@@ -139,13 +176,13 @@ class Lift(nn.Module):
         dequantizes: whether some entries are dequantized.
     """
 
-    def __init__(self, data: Space) -> None:
+    def __init__(self, data: Space, *, few: int | None = None, bins: bool = False) -> None:
         super().__init__()
         self.data = data
         self.finite = [i for i, s in enumerate(data.supports) if s.states is not None and s.states <= _MOST_LEVELS]
         self.others = [i for i in range(len(data.supports)) if i not in self.finite]
-        few = _FEW_LEVELS if data.layout == "grid" else _MOST_LEVELS
-        self.levels = Levels([data.supports[i] for i in self.finite], few=few) if self.finite else None
+        few = (_FEW_LEVELS if data.layout == "grid" else _MOST_LEVELS) if few is None else few
+        self.levels = Levels([data.supports[i] for i in self.finite], few=few, bins=bins) if self.finite else None
         self.rest = _only(data, self.others) if self.others else None
         self.width = max(self.levels.width if self.levels else 0, 2 if self.rest else 0)
         channels = len(self.finite) + (self.rest.relaxed.shape[0] if self.rest else 0)
@@ -193,6 +230,40 @@ class Lift(nn.Module):
         if self.rest is not None:
             nats.append(_log_normal(e[:, count:], posterior.entries(slice(count, None))))
         return torch.cat(nats, 1).double()
+
+    def noised(self, e: Tensor, deviation: float, noise: Noise) -> tuple[Tensor, Tensor]:
+        """e with noise on its levels alone, and -log q of that, nats [B]."""
+        count = len(self.finite)
+        eps = noise.normal(*e.shape[1:])
+        eps[:, count:] = 0.0
+        nats = 0.5 * (eps[:, :count].square() + _LOG_2PI) + math.log(deviation)
+        return e + deviation * eps.to(e), nats.flatten(1).sum(1)
+
+    def log_decoded(self, x: Tensor, e: Tensor, deviation: float) -> Tensor:
+        """log p(x | e) of the entries of finitely many values, by their noise alone; nats [B]."""
+        if self.levels is None:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        log_mass = self.levels.decoded(e[:, : len(self.finite)], deviation)
+        return self.levels.log_prob(log_mass, self.levels.code(x[:, self.finite])).double().flatten(1).sum(1)
+
+    def settle(self, e: Tensor, deviation: float) -> Tensor:
+        """Examples from e that has noise on its levels: those by p(x | e), the rest as it is; [B, *shape] in data units."""
+        settled = Posterior(e, torch.zeros_like(e))
+        return self.draw(settled if self.levels is None else self.levels.decoded(e[:, : len(self.finite)], deviation).over(settled))
+
+    def nearest(self, e: Tensor) -> Tensor:
+        """Examples whose lifted entries are the nearest to e, [B, *shape] in data units."""
+        return self.settle(e, _EXACT)
+
+    def entries_of(self, known: Tensor) -> Tensor:
+        """Which lifted entries belong to data entries that are marked, bool [B, *shape] -> [B, *lifted shape]."""
+        marks = [known[:, self.finite]]
+        if self.rest is not None:
+            theirs = known[:, self.others]
+            numbers, flags, nominals = self.rest.numbers, self.rest.flags, self.rest.nominals
+            marks += [theirs[:, numbers], theirs[:, flags]]
+            marks += [theirs[:, [i] * self.rest.supports[i].codes] for i in nominals]
+        return torch.cat(marks, 1)
 
     def draw(self, posterior: Posterior) -> Tensor:
         """Examples from the posterior, [B, *shape] in data units."""

@@ -1,0 +1,303 @@
+r"""What every model of noisy data does alike: draw, encode, decode and fill, all by what it says of the clean example.
+
+    z_t = alpha_t e + sigma_t eps,   eps ~ N(0, I)          p(e | z_t) has the mean m(z_t, t) and variance V(z_t, t)
+
+e is the example lifted to reals (`solve.posterior.Lift`). A family says what p(e | z_t) is, for alpha^2 + sigma^2 = 1; other scalings
+are changes of variable, made here. Any sampler then walks from noise to data. The ordinary differential equation among
+them is invertible, so that an example has a latent and a density:
+
+    log p(x) >= E_q(z_0 | x) [ log p(x | z_0) - log q(z_0 | x) + log p(z_0) ],       log p(z_0) = log N(z_1; 0, I) + int div
+
+Entries of finitely many values are noised to z_0 and decoded by Bayes' rule, p(x | z_0), which is all but certain there; numbers
+that are relaxed already are z_0 = alpha_0 e itself. So nothing is dequantized but what `Space.relax` dequantizes.
+
+References:
+    | Score-based generative modeling through stochastic differential equations (Song et al., 2021) | https://arxiv.org/abs/2011.13456
+    | Classifier-free diffusion guidance (Ho and Salimans, 2022) | https://arxiv.org/abs/2207.12598
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from likely.errors import UsageError, nearest
+from likely.invertible import log_normal
+from likely.logprob import Kind, LogProb
+from likely.model import Fillable, Filled, Latent, Model, evaluating, expand_given, in_precision
+from likely.nets.conditioning import expand_like
+from likely.noise import Noise, log_mean_exp
+from likely.solve.denoise import Denoise, Watched
+from likely.solve.guidance import classifier_free
+from likely.solve.inpainting import INPAINTERS
+from likely.solve.noise import Schedule
+from likely.solve.parametrisation import convert
+from likely.solve.posterior import Lift, Posterior
+from likely.solve.probability_flow import Density, decode, log_density
+from likely.solve.samplers import GRIDS, SAMPLERS, find_sampler, grid, sampler_options
+from likely.space import Relaxed, Space
+
+__all__ = ["Denoising", "Plan", "See", "check_words", "rows"]
+
+_TOLERANCE = 1e-4  # of the differential equation
+_EXACT_UP_TO, _PROBES = 16, 4  # entries whose divergence is exact, and signs that estimate it beyond
+_CHUNK = 2**16  # numbers per call of the net outside training
+See = Callable[[Tensor, Tensor, Tensor], None]  # what each call of the net was for: z, t [B] and the mean
+_STRAIGHT = ("ddim", "euler", "heun", "dpm-solver")  # samplers that add no noise of their own
+
+
+class Plan(NamedTuple):
+    """How to draw: a sampler with its options, when it calls the net (from 1 to 0), and how much `given` is overstated."""
+
+    sampler: str
+    options: dict[str, Any]
+    times: Tensor
+    guidance: float
+
+
+class Denoising(Model, Latent, Fillable, ABC):
+    """Says what the clean example is, given a noisy one.
+
+    Class data:
+        usual: sampler, and how many times the net is called at, where none are asked for.
+        gaussian: whether the noise of an example is normal, so that samplers may add noise.
+    """
+
+    usual: ClassVar[tuple[str, int]] = ("dpm-solver", 16)
+    gaussian: bool = True
+    lift: Lift
+    schedule: Schedule
+
+    @abstractmethod
+    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+        """p(e | z_t), z [B, *lifted shape] of variance-preserving scale at times t [B]."""
+
+    def level(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) of the variance-preserving scale, t [B], to broadcast over `like` [B, ...]."""
+        log_snr = self.schedule.log_snr(t.double()).detach()
+        return expand_like(log_snr.sigmoid().sqrt().to(like), like), expand_like((-log_snr).sigmoid().sqrt().to(like), like)
+
+    def clean(self, said: Tensor, prediction: str, z: Tensor, t: Tensor) -> Tensor:
+        """The mean of the clean example from what a net says at z of variance-preserving scale."""
+        return convert(said, prediction, "x0", z * self.scale(t, z), self.schedule, t)
+
+    def scale(self, t: Tensor, like: Tensor) -> Tensor:
+        """The schedule's own scale over the variance-preserving one, (alpha^2 + sigma^2)^(1/2), to broadcast over `like`."""
+        return expand_like(torch.hypot(*self.schedule(t.double())).to(like), like)
+
+    def denoiser(self, given: Tensor | None, guidance: float = 1.0) -> Denoise:
+        """What samplers call: z on the schedule's own scale and t [B] -> mean and variance of the clean example."""
+
+        def under(condition: Tensor | None) -> Denoise:
+            def denoise(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+                posterior = self.posterior(z / self.scale(t, z), t, condition)
+                return posterior.mean, posterior.var
+
+            return denoise
+
+        if guidance == 1.0:
+            return under(given)
+        if self.given_space is None:
+            raise UsageError("This model is unconditional, p(x): there is nothing to guide by.", "Fit it with --given to condition it.")
+        return classifier_free(under(given), under(None), self.schedule, guidance)
+
+    def decoded(self, z: Tensor, t: Tensor, given: Tensor | None, guidance: float = 1.0) -> Tensor:
+        """Draws from p(x | z_t), z on the schedule's own scale; under guidance linear in the mean and in the log-mass of levels."""
+        z = z / self.scale(t, z)
+        posterior = self.posterior(z, t, given)
+        if guidance != 1.0:
+            posterior = self.posterior(z, t, None).towards(posterior, guidance)
+        return self.lift.draw(posterior)
+
+    # -- sample ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        given: Tensor | None = None,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        grid: str = "log-snr",
+        guidance: float = 1.0,
+        eta: float | None = None,
+        churn: float | None = None,
+        corrections: int | None = None,
+        variance: str | None = None,
+    ) -> Tensor:
+        """n examples in data units.
+
+        Args:
+            sampler: "dpm-solver", "ddim", "ancestral", "euler", "heun", "dpm-solver-sde", "predictor-corrector" or "langevin".
+            steps: noise levels that the net is called at, once each by most samplers.
+            grid: how they are spaced: "log-snr", "karras" or "time".
+            guidance: scale of classifier-free guidance: 1 is the conditional model, 0 the unconditional one, more overstates `given`.
+            eta: of "ddim" and "dpm-solver-sde": noise that is added, from 0 to 1.
+            churn: of "euler" and "heun": noise that is added before steps.
+            corrections: Langevin steps at each level, of "predictor-corrector" and "langevin".
+            variance: of "ancestral": "posterior", "small" or "large".
+        """
+        options = {"eta": eta, "churn": churn, "corrections": corrections, "variance": variance}
+        plan = self.plan(sampler, steps, grid, guidance, {name: value for name, value in options.items() if value is not None})
+        given, size = expand_given(given, n), max(1, _CHUNK // self.lift.space.dims)
+        with evaluating(self):
+            return torch.cat([self.drawn(plan, min(size, n - i), rows(given, i, size)) for i in range(0, max(n, 1), size)])
+
+    def plan(self, sampler: str | None, steps: int | None, grid: str, guidance: float, options: dict[str, Any]) -> Plan:
+        """How to draw; the model's own ways where nothing is asked for.
+
+        Raises: UsageError for what is unknown, and for samplers that the model cannot be drawn from by.
+        """
+        sampler = sampler or self.usual[0]
+        known = sampler_options(sampler)
+        for option in options:
+            if option not in known:
+                having = [name for name in SAMPLERS if option in sampler_options(name)]
+                raise UsageError(f"The sampler '{sampler}' has no option '{option}'.", f"Those that have: {', '.join(having)}.")
+        if not self.gaussian and (sampler not in _STRAIGHT or any(options.values())):
+            raise UsageError(
+                f"The sampler '{sampler}' adds noise, which is wrong where noise was coupled to examples in training.",
+                f"Take one of {', '.join(_STRAIGHT)}.",
+            )
+        return Plan(sampler, options, self.times(sampler, steps, grid), guidance)
+
+    def times(self, sampler: str, steps: int | None, word: str = GRIDS[0]) -> Tensor:
+        """When the net is called, from 1 to 0."""
+        return grid(word, self.schedule, self.usual[1] if steps is None else steps)
+
+    def drawn(self, plan: Plan, n: int, given: Tensor | None, see: See | None = None) -> Tensor:
+        """From noise to n examples, the last call of the net being the decoder's."""
+        z = self.schedule.prior_scale * self.lift.start(n, next(self.parameters()).device)
+        z = find_sampler(plan.sampler)(Watched(self.denoiser(given, plan.guidance), see), self.schedule, z, plan.times, **plan.options)
+        return self.decoded(z, plan.times[-1].expand(n).to(z.device), given, plan.guidance)
+
+    # -- the differential equation --------------------------------------------------------------
+
+    @property
+    def deviation(self) -> float:
+        """Of the noise that is left at t = 0."""
+        return math.exp(-self.schedule.start / 2)
+
+    def ode_log_prob(self, x: Tensor, given: Tensor | None, noise: Noise, *, tolerance: float = _TOLERANCE) -> LogProb:
+        """log p(x) of what the differential equation draws, solved for each row with steps of its own; nats [B].
+
+        The divergence is exact for up to 16 entries; beyond, Hutchinson's estimate by signs that are a function of the row.
+        """
+        solved, nats = self._solved(x, given, noise, tolerance)
+        kind: Kind = "lower bound" if self.lift.levels is not None or self.lift.dequantizes else "numerical"
+        how = "; ".join(h for h in (solved.how, self.lift.dequantizes and "uniform dequantization") if h)
+        how += f", K={noise.draws}" if kind == "lower bound" else ""
+        if solved.stderr is None:
+            return LogProb(log_mean_exp(nats, noise.draws), kind, how=how)
+        # exp of an estimate is none of exp: logs are averaged, which stays a bound
+        stderr = solved.stderr.view(noise.draws, -1).square().mean(0).sqrt() / math.sqrt(noise.draws)
+        return LogProb(nats.view(noise.draws, -1).mean(0), kind, stderr=stderr, how=how)
+
+    def _solved(self, x: Tensor, given: Tensor | None, noise: Noise, tolerance: float) -> tuple[Density, Tensor]:
+        """The equation's density of the lifted example, and the bound on log p(x), nats [draws * B]."""
+        e, nats = self.lift(x, noise)
+        blurred, more = self.lift.noised(e, self.deviation, noise)
+        probes = None if self.lift.space.dims <= _EXACT_UP_TO else noise.uniform(_PROBES, *e.shape[1:]).sub(0.5).sign()
+        context = () if given is None else (noise.repeat(given),)
+        # in double precision a row's steps do not hang on what is beside it in a matrix product
+        with evaluating(self), in_precision(self, torch.float64):
+            solved = log_density(self._conditional, self.schedule, blurred.double(), probes=probes, tolerance=tolerance, context=context)
+        return solved, solved.nats + nats + more + self.lift.log_decoded(noise.repeat(x), blurred, self.deviation)
+
+    def _conditional(self, z: Tensor, t: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.denoiser(given)(z, t)
+
+    @property
+    def latent(self) -> Space:
+        return Space.reals(self.lift.space.dims)
+
+    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
+        """The noise that the differential equation carries an example to, standard normal, and log p(x) less the noise's."""
+        solved, nats = self._solved(x, given, Noise(x, draws), _TOLERANCE)
+        z = (solved.z / self.schedule.prior_scale).flatten(1).to(torch.get_default_dtype())
+        return Relaxed(z, nats - log_normal(z), exact=False, draws=draws)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
+        """Examples from standard normal noise [B, dims] by the differential equation."""
+        noise = self.schedule.prior_scale * z.view(-1, *self.lift.space.shape)
+        given = expand_given(given, len(z))
+        with evaluating(self):
+            e = decode(self._conditional, self.schedule, noise, tolerance=_TOLERANCE, context=() if given is None else (given,)).to
+        return self.lift.settle(e, self.deviation)
+
+    @torch.no_grad()
+    def trace(
+        self,
+        n: int,
+        given: Tensor | None = None,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float = 1.0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """n examples on their way from noise: at each call of the net (x [n, *shape] in data units, which entries are hidden: none)."""
+        seen: list[Tensor] = []
+        with evaluating(self):
+            plan, given = self.plan(sampler, steps, GRIDS[0], guidance, {}), expand_given(given, n)
+            x = self.drawn(plan, n, given, lambda z, t, mean: seen.append(self.lift.nearest(z / self.scale(t, z))))
+        yield from ((each, torch.zeros_like(each, dtype=torch.bool)) for each in [*seen, x])
+
+    # -- fill -----------------------------------------------------------------------------------
+
+    def fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        given: Tensor | None = None,
+        draws: int = 1,
+        *,
+        method: str = "posterior",
+        steps: int = 24,
+        resamplings: int = 10,
+    ) -> Filled:
+        """See `Fillable.fill`: an approximation for any mask, by walks from noise that are held to what is known.
+
+        Args:
+            method: "posterior", "repaint" or "replacement" (see `solve.inpainting`); "posterior" is exact for Gaussian data.
+            steps: noise levels.
+            resamplings: of "repaint": how often each step is walked.
+        """
+        if method not in INPAINTERS:
+            raise UsageError(f"Unknown method '{method}' of filling.", nearest(method, INPAINTERS))
+        if method != "posterior" and not self.gaussian:
+            raise UsageError(f"The method '{method}' adds noise, which is wrong where noise was coupled to examples.", "Take posterior.")
+        x = torch.where(known, x, torch.zeros((), dtype=x.dtype, device=x.device))  # what is unknown is not looked at
+        rows_of, mask, given = (_copied(v, draws) for v in (x, known, given))
+        e, _ = self.lift(rows_of, Noise(rows_of))
+        walk, lifted = INPAINTERS[method], self.lift.entries_of(mask)
+        options: dict[str, Any] = {"resamplings": resamplings} if method == "repaint" else {}
+        options |= {} if self.gaussian else {"sampler": "dpm-solver"}
+        with evaluating(self), torch.no_grad():
+            z = self.schedule.prior_scale * torch.randn_like(e)
+            times = grid(GRIDS[0], self.schedule, steps)
+            z = walk(self.denoiser(given), self.schedule, z, times, e, lifted, **options)
+            drawn = self.decoded(z, times[-1].expand(len(z)).to(z.device), given)
+        filled = torch.where(mask, rows_of, drawn).view(draws, *x.shape)
+        sure = torch.full((draws, len(x)), math.inf, dtype=torch.float64, device=x.device)
+        return Filled(filled, False, sure, f"{method} at {steps} noise levels, an approximation of p(unknown | known)")
+
+
+def _copied(v: Tensor | None, draws: int) -> Any:
+    return None if v is None else v.repeat(draws, *[1] * (v.ndim - 1))
+
+
+def rows(given: Tensor | None, start: int, count: int) -> Tensor | None:
+    """Some rows of what is given, if anything is."""
+    return None if given is None else given[start : start + count]
+
+
+def check_words(model: Model, **chosen: str) -> None:
+    """Raise a UsageError for a word that is not one of its option's."""
+    for option, word in chosen.items():
+        if word not in model.words[option]:
+            raise UsageError(f"Unknown {option} '{word}'.", nearest(word, model.words[option]))

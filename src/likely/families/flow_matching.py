@@ -1,0 +1,99 @@
+r"""Flow matching: a velocity that carries noise to data along straight paths, learnt by regression.
+
+    z_t = (1 - t) e + t eps,        v(z, t) = E[eps - e | z_t = z],        loss  |eps - e - v(z_t, t)|^2
+
+The equation dz/dt = v(z, t), solved from t = 1 to 0, turns noise into data; v is what the mean of the clean example is, v = (z - m) / t,
+so that every solver of `solve.samplers` serves, and the equation's divergence gives the likelihood (`denoising`).
+
+Which noise meets which example is free as long as both have their own laws. `coupling` pairs them anew within each batch:
+
+    independent     as they come
+    ot              the assignment of least total squared distance: paths cross less, so fewer steps suffice
+    sinkhorn        a pair drawn from the plan of least distance plus entropy
+
+Under the last two, noise given an example is no normal: z_t has no score in v, so samplers that add noise are refused.
+
+References:
+    | Flow matching for generative modeling (Lipman et al., 2023) | https://arxiv.org/abs/2210.02747
+    | Flow straight and fast (rectified flow; Liu et al., 2023) | https://arxiv.org/abs/2209.03003
+    | Improving and generalizing flow-based generative models with minibatch optimal transport (Tong et al., 2024) | https://arxiv.org/abs/2302.00482
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from likely.denoising import Denoising, check_words
+from likely.errors import UsageError
+from likely.logprob import LogProb
+from likely.model import Likelihood, Recipe
+from likely.nets import net as build_net
+from likely.nets.conditioning import expand_like
+from likely.noise import Noise
+from likely.solve.coupling import COUPLINGS
+from likely.solve.noise import noise_schedule
+from likely.solve.objectives import TIMES, stratified
+from likely.solve.posterior import Lift, Posterior
+from likely.space import Space
+
+__all__ = ["FlowMatching"]
+
+_ENDS = (9.0, -14.0)  # log-SNR: sigma from 1 % of the data's deviation, alpha down to .1 %
+
+
+class FlowMatching(Denoising, Likelihood):
+    """Velocities along straight paths from noise to data.
+
+    Args:
+        coupling: of noise and examples in a batch: "independent", "ot" or "sinkhorn".
+        times: at which it is trained: "uniform", "logit-normal" or "lognormal".
+        net: another than the default; its options are width, depth, dropout and those that it has besides.
+    """
+
+    summary = "velocities along straight paths between noise and data; likelihood by the ODE"
+    recipe = Recipe(lr=2e-3, ema=0.995, batch=128)
+    net_role = "denoiser"
+    words: ClassVar[dict[str, tuple[str, ...]]] = {"coupling": tuple(COUPLINGS), "times": tuple(TIMES)}
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None = None,
+        size: str = "small",
+        coupling: str = "independent",
+        times: str = "uniform",
+        net: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(space, given=given, size=size)
+        check_words(self, coupling=coupling, times=times)
+        if given is not None and coupling != "independent":
+            raise UsageError(
+                f"The coupling '{coupling}' pairs noise with examples whatever they are given, which biases a conditional model.",
+                "Leave it independent.",
+            )
+        self.coupling, self.trained_at = coupling, times
+        self.gaussian = coupling == "independent"
+        self.lift = Lift(space, few=0)
+        self.schedule = noise_schedule("rectified", max(self.lift.log_snr, _ENDS[0]), _ENDS[1], scaling="rectified")
+        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
+
+    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
+        """|dz/dt - v|^2 of each example, the mean over its entries."""
+        e, _ = self.lift(x, Noise(x))
+        eps = torch.randn_like(e)
+        eps = eps[COUPLINGS[self.coupling](e, eps)]
+        t = TIMES[self.trained_at](stratified(len(e), e.device), self.schedule)
+        (alpha, sigma), (fall, rise) = self.level(t, e), (expand_like(c.to(e), e) for c in self.schedule.rates(t))
+        said = self.net(alpha * e + sigma * eps, t.to(e), given).float()
+        return (fall * e + rise * eps - said).square().flatten(1).mean(1)
+
+    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+        velocity = self.net(z, t.to(z), given).to(z)
+        mean = self.clean(velocity, "velocity", z, t)
+        return Posterior(mean, torch.zeros_like(mean))
+
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        return self.ode_log_prob(x, given, noise)

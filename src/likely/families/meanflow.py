@@ -1,0 +1,136 @@
+r"""MeanFlow: the average velocity between two times, so that one call of the net goes from noise to data.
+
+    z_t = (1 - t) e + t eps,     u(z_t, r, t) = 1 / (t - r) int_r^t v(z_tau, tau) dtau,     z_r = z_t - (t - r) u(z_t, r, t)
+
+No path is solved in training: differentiating (t - r) u = int v along the path gives an identity that holds at every point of it,
+
+    u = v - (t - r) du/dt,     du/dt = v . grad_z u + du/dt|_z
+
+whose right side, with the velocity eps - e of the example at hand for v and the net itself for u, is the target (held fixed). The
+total derivative is one product of the Jacobian with (v, 0, 1), forwards, at about the cost of a call. In part of each batch r = t,
+where u = v: plain flow matching, which the other times rest on. Errors are weighed by 1 / (error + c), for targets of long times
+are noisy.
+
+u(z, t, t) is the velocity itself, so that the model has all of `denoising`: its solvers, its latent, its likelihood, which is that of the
+differential equation and not of one call.
+
+References:
+    | Mean flows for one-step generative modeling (Geng et al., 2025) | https://arxiv.org/abs/2505.13447
+"""
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from likely.denoising import Denoising, Plan, See
+from likely.errors import UsageError
+from likely.logprob import LogProb
+from likely.model import Likelihood, Recipe
+from likely.nets import net as build_net
+from likely.nets.conditioning import expand_like
+from likely.noise import Noise
+from likely.solve.noise import noise_schedule
+from likely.solve.objectives import stratified
+from likely.solve.posterior import Lift, Posterior
+from likely.space import Space
+
+__all__ = ["MeanFlow"]
+
+_ENDS = (9.0, -14.0)
+_SLACK = 1e-3  # c of the weight, per entry
+
+
+class MeanFlow(Denoising, Likelihood):
+    """Average velocities; examples in one call of the net.
+
+    Args:
+        instant: share of each batch that learns the velocity itself, r = t.
+        net: another than the default; its options are width, depth, dropout and those that it has besides.
+    """
+
+    summary = "average velocities: examples in one call of the net; likelihood by the ODE"
+    recipe = Recipe(lr=2e-3, ema=0.995, batch=128, bf16=False)
+    net_role = "denoiser"
+    usual: ClassVar[tuple[str, int]] = ("meanflow", 1)
+    bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "heun", "steps": 32}
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None = None,
+        size: str = "small",
+        instant: float = 0.5,
+        net: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(space, given=given, size=size)
+        self.instant = instant
+        self.lift = Lift(space, few=0)
+        self.schedule = noise_schedule("rectified", max(self.lift.log_snr, _ENDS[0]), _ENDS[1], scaling="rectified")
+        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, times=2, **options)
+
+    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
+        """|u - (v - (t - r) du/dt)|^2 of each example, the mean over its entries, under its weight."""
+        e, _ = self.lift(x, Noise(x))
+        eps = torch.randn_like(e)
+        t, r = self._times(len(e), e.device)
+        velocity = eps - e
+        z = e + expand_like(t, e) * velocity
+        target = velocity - expand_like(t - r, e) * self._total_derivative(z, velocity, r, t, given)
+        error = (self.average(z, r, t, given) - target).square().flatten(1).mean(1)
+        return error / (error.detach() + _SLACK)
+
+    def _times(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(t, r), r <= t, each [n]: both logit-normal, and equal in a share of them."""
+        pair = torch.special.ndtri(torch.stack([stratified(n, device), stratified(n, device)[torch.randperm(n, device=device)]])).sigmoid()
+        t, r = pair.max(0).values.float(), pair.min(0).values.float()
+        return t, torch.where(torch.rand(n, device=device) < self.instant, t, r)
+
+    @torch.no_grad()
+    def _total_derivative(self, z: Tensor, velocity: Tensor, r: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        """du/dt along the path, [B, ...]; without gradients, which in training flow through `average` alone."""
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no forward derivative
+            along = (velocity, torch.zeros_like(r), torch.ones_like(t))
+            return jvp(lambda z, r, t: self.average(z, r, t, given), (z, r, t), along)[1]
+
+    def average(self, z: Tensor, r: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        """u(z_t, r, t), z [B, ...] at times t [B] of the straight path, r [B] <= t."""
+        scale = torch.hypot(1 - t, t)
+        return self.net(z / expand_like(scale, z), torch.stack([t, t - r], 1), given).to(z)
+
+    def plan(self, sampler: str | None, steps: int | None, grid: str, guidance: float, options: dict[str, Any]) -> Plan:
+        """Leaps by average velocities, evenly in time, unless another sampler is asked for."""
+        if (sampler or self.usual[0]) != "meanflow":
+            return super().plan(sampler, steps, grid, guidance, options)
+        if options or guidance != 1.0:
+            raise UsageError("Leaps by average velocities take no options but their steps.", "Ask for another sampler, such as heun.")
+        steps = self.usual[1] if steps is None else steps
+        if steps < 1:
+            raise UsageError(f"Cannot sample in {steps} steps.", "The least is one.")
+        return Plan("meanflow", options, torch.linspace(1, 0, steps + 1), guidance)
+
+    def drawn(self, plan: Plan, n: int, given: Tensor | None, see: See | None = None) -> Tensor:
+        if plan.sampler != "meanflow":
+            return super().drawn(plan, n, given, see)
+        z = torch.randn(n, *self.lift.space.shape, device=next(self.parameters()).device)
+        for t, r in pairwise(plan.times.to(z.device)):
+            leap = (t - r) * self.average(z, r.expand(n), t.expand(n), given)
+            if see is not None:
+                see(z, self.schedule.time((2 * torch.log((1 - t) / t)).clamp(*_ENDS[::-1])).expand(n), z - leap)
+            z = z - leap
+        return self.lift.nearest(z)
+
+    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+        alpha, sigma = self.schedule(t.double())
+        time = (sigma / (alpha + sigma)).to(z)
+        straight = z * expand_like(torch.hypot(1 - time, time), z)
+        mean = straight - expand_like(time, z) * self.average(straight, time, time, given)
+        return Posterior(mean, torch.zeros_like(mean))
+
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        return self.ode_log_prob(x, given, noise)

@@ -1,0 +1,117 @@
+r"""Score-based models: the gradient of the log-density of noisy data at every noise level, and the equations that it drives.
+
+    dz = f(t) z dt + g(t) dw,       dz = [f z - g^2 s(z, t)] dt + g dw~ (backwards),       s(z, t) = grad_z log p_t(z)
+
+The stochastic equation `sde` is one of three: "vp", whose variance stays one; "ve", whose variance grows, noise added to data as they are
+(the levels of NCSN); "sub-vp", whose noise is less than that of "vp" at the same signal. What s is trained by:
+
+    denoising     E |sigma s(z_t, t) + eps|^2, the score of what noise was added                     (Vincent, 2011)
+    sliced        E [ v . d(v . s)/dz + |s|^2 / 2 ] sigma^2 for random signs v: no target is needed  (Song et al., 2019)
+    explicit      E [ tr ds/dz + |s|^2 / 2 ] sigma^2, for few entries                                (Hyvarinen, 2005)
+    likelihood    denoising under the weight g^2, by which it bounds the likelihood                  (Song et al., 2021)
+
+All four have the same minimum. The likelihood is that of the ordinary differential equation with the same marginals (`denoising`).
+"levels" trains at so many noise levels alone, evenly in log-SNR, as NCSN does for annealed Langevin dynamics.
+
+References:
+    | Estimation of non-normalized statistical models by score matching (Hyvarinen, 2005) | https://jmlr.org/papers/v6/hyvarinen05a.html
+    | A connection between score matching and denoising autoencoders (Vincent, 2011) | https://doi.org/10.1162/NECO_a_00142
+    | Sliced score matching (Song et al., 2019) | https://arxiv.org/abs/1905.07088
+    | Generative modeling by estimating gradients of the data distribution (Song and Ermon, 2019) | https://arxiv.org/abs/1907.05600
+    | Score-based generative modeling through stochastic differential equations (Song et al., 2021) | https://arxiv.org/abs/2011.13456
+    | Maximum likelihood training of score-based diffusion models (Song et al., 2021) | https://arxiv.org/abs/2101.09258
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from likely.denoising import Denoising, check_words
+from likely.errors import UsageError
+from likely.logprob import LogProb
+from likely.model import Likelihood, Recipe
+from likely.nets import net as build_net
+from likely.noise import Noise
+from likely.solve.noise import noise_schedule
+from likely.solve.objectives import stratified
+from likely.solve.posterior import Lift, Posterior
+from likely.solve.score_matching import explicit, sliced
+from likely.space import Space
+
+__all__ = ["ScoreModel"]
+
+OBJECTIVES = ("denoising", "likelihood", "sliced", "explicit")
+SHAPES = {"vp": ("linear-beta", 9.0, -10.0), "sub-vp": ("linear-beta", 9.0, -10.0), "ve": ("linear", 9.0, -8.0)}
+_MOST_EXPLICIT = 16  # entries, each of which costs a pass backward
+
+
+class ScoreModel(Denoising, Likelihood):
+    """The score of noisy data, by one of the stochastic equations.
+
+    Args:
+        sde: "vp", "ve" or "sub-vp".
+        objective: "denoising", "likelihood", "sliced" or "explicit".
+        levels: noise levels of training; 0 for all.
+        net: another than the default; its options are width, depth, dropout and those that it has besides.
+    """
+
+    summary = "scores of noisy data (NCSN, VP, VE and sub-VP equations); likelihood by the ODE"
+    recipe = Recipe(lr=2e-3, ema=0.995, batch=128)
+    net_role = "denoiser"
+    words: ClassVar[dict[str, tuple[str, ...]]] = {"sde": tuple(SHAPES), "objective": OBJECTIVES}
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        given: Space | None = None,
+        size: str = "small",
+        sde: str = "vp",
+        objective: str = "denoising",
+        levels: int = 0,
+        net: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(space, given=given, size=size)
+        check_words(self, sde=sde, objective=objective)
+        self.lift = Lift(space, few=0)
+        if objective == "explicit" and self.lift.space.dims > _MOST_EXPLICIT:
+            raise UsageError(
+                f"Explicit score matching of {self.lift.space.dims} entries would take as many passes backward.", "Take objective=sliced."
+            )
+        self.objective, self.levels = objective, levels
+        shape, start, end = SHAPES[sde]
+        self.schedule = noise_schedule(shape, max(self.lift.log_snr, start), end, scaling=sde)
+        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
+
+    def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
+        e, _ = self.lift(x, Noise(x))
+        t, eps = self._times(stratified(len(e), e.device)), torch.randn_like(e)
+        alpha, sigma = self.level(t, e)
+        z = alpha * e + sigma * eps
+        if self.objective in ("denoising", "likelihood"):
+            error = (eps - self._noise(z, t, given)).square().flatten(1).mean(1)
+            return error if self.objective == "denoising" else -0.5 * self.schedule.slope(t).to(e) * error
+        if self.objective == "explicit":
+            loss = explicit(lambda z: -self._noise(z, t, given) / sigma, z)
+        else:
+            loss = sliced(lambda z: -self._noise(z, t, given) / sigma, z, torch.randn(len(z), 1, *z.shape[1:]).sign().to(z))
+        return sigma.flatten().square() * loss / e[0].numel()
+
+    def _times(self, u: Tensor) -> Tensor:
+        """u itself, or at levels evenly spaced in log-SNR."""
+        if not self.levels:
+            return u
+        step = (u * self.levels).floor() / max(1, self.levels - 1)
+        return self.schedule.time(torch.lerp(*torch.tensor([self.schedule.start, self.schedule.end]).to(u), step))
+
+    def _noise(self, z: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        return self.net(z, t.to(z), given).to(z)
+
+    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+        mean = self.clean(self._noise(z, t, given), "eps", z, t)
+        return Posterior(mean, torch.zeros_like(mean))
+
+    def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        return self.ode_log_prob(x, given, noise)
