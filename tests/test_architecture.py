@@ -20,6 +20,8 @@ LAYERS = [
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
     ["stepwise", "dynamic", "completion", "dequantization"],
     ["ancestral", "invertible"],
+    ["denoising"],
+    ["variational_bound"],
     ["families"],
     ["store", "sources"],
     ["training", "train", "target"],

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import likely
-from likely.model import in_precision
 from likely.errors import UsageError
 from likely.families.autoregressive import Autoregressive
+from likely.model import in_precision
 from likely.nets import NETS
 from likely.space import Space, Support
 from test_stepwise import model, tail

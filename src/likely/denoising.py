@@ -42,7 +42,6 @@ from likely.space import Relaxed, Space
 
 __all__ = ["Denoising", "Plan", "See", "check_words", "rows"]
 
-_TOLERANCE = 1e-4  # of the differential equation
 _EXACT_UP_TO, _PROBES = 16, 4  # entries whose divergence is exact, and signs that estimate it beyond
 _CHUNK = 2**16  # numbers per call of the net outside training
 See = Callable[[Tensor, Tensor, Tensor], None]  # what each call of the net was for: z, t [B] and the mean
@@ -63,10 +62,12 @@ class Denoising(Model, Latent, Fillable, ABC):
 
     Class data:
         usual: sampler, and how many times the net is called at, where none are asked for.
+        tolerance: of the differential equation, by which densities and latents are solved.
         gaussian: whether the noise of an example is normal, so that samplers may add noise.
     """
 
     usual: ClassVar[tuple[str, int]] = ("dpm-solver", 16)
+    tolerance: float = 1e-4
     gaussian: bool = True
     lift: Lift
     schedule: Schedule
@@ -182,12 +183,12 @@ class Denoising(Model, Latent, Fillable, ABC):
         """Of the noise that is left at t = 0."""
         return math.exp(-self.schedule.start / 2)
 
-    def ode_log_prob(self, x: Tensor, given: Tensor | None, noise: Noise, *, tolerance: float = _TOLERANCE) -> LogProb:
+    def ode_log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         """log p(x) of what the differential equation draws, solved for each row with steps of its own; nats [B].
 
         The divergence is exact for up to 16 entries; beyond, Hutchinson's estimate by signs that are a function of the row.
         """
-        solved, nats = self._solved(x, given, noise, tolerance)
+        solved, nats = self._solved(x, given, noise)
         kind: Kind = "lower bound" if self.lift.levels is not None or self.lift.dequantizes else "numerical"
         how = "; ".join(h for h in (solved.how, self.lift.dequantizes and "uniform dequantization") if h)
         how += f", K={noise.draws}" if kind == "lower bound" else ""
@@ -197,7 +198,7 @@ class Denoising(Model, Latent, Fillable, ABC):
         stderr = solved.stderr.view(noise.draws, -1).square().mean(0).sqrt() / math.sqrt(noise.draws)
         return LogProb(nats.view(noise.draws, -1).mean(0), kind, stderr=stderr, how=how)
 
-    def _solved(self, x: Tensor, given: Tensor | None, noise: Noise, tolerance: float) -> tuple[Density, Tensor]:
+    def _solved(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Density, Tensor]:
         """The equation's density of the lifted example, and the bound on log p(x), nats [draws * B]."""
         e, nats = self.lift(x, noise)
         blurred, more = self.lift.noised(e, self.deviation, noise)
@@ -205,7 +206,9 @@ class Denoising(Model, Latent, Fillable, ABC):
         context = () if given is None else (noise.repeat(given),)
         # in double precision a row's steps do not hang on what is beside it in a matrix product
         with evaluating(self), in_precision(self, torch.float64):
-            solved = log_density(self._conditional, self.schedule, blurred.double(), probes=probes, tolerance=tolerance, context=context)
+            solved = log_density(
+                self._conditional, self.schedule, blurred.double(), probes=probes, tolerance=self.tolerance, context=context
+            )
         return solved, solved.nats + nats + more + self.lift.log_decoded(noise.repeat(x), blurred, self.deviation)
 
     def _conditional(self, z: Tensor, t: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -215,11 +218,12 @@ class Denoising(Model, Latent, Fillable, ABC):
     def latent(self) -> Space:
         return Space.reals(self.lift.space.dims)
 
-    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1) -> Relaxed:
+    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1, noise: Noise | None = None) -> Relaxed:
         """The noise that the differential equation carries an example to, standard normal, and log p(x) less the noise's."""
-        solved, nats = self._solved(x, given, Noise(x, draws), _TOLERANCE)
+        noise = noise or Noise(x, draws)
+        solved, nats = self._solved(x, given, noise)
         z = (solved.z / self.schedule.prior_scale).flatten(1).to(torch.get_default_dtype())
-        return Relaxed(z, nats - log_normal(z), exact=False, draws=draws)
+        return Relaxed(z, nats - log_normal(z), exact=False, draws=noise.draws)
 
     @torch.no_grad()
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
@@ -227,7 +231,7 @@ class Denoising(Model, Latent, Fillable, ABC):
         noise = self.schedule.prior_scale * z.view(-1, *self.lift.space.shape)
         given = expand_given(given, len(z))
         with evaluating(self):
-            e = decode(self._conditional, self.schedule, noise, tolerance=_TOLERANCE, context=() if given is None else (given,)).to
+            e = decode(self._conditional, self.schedule, noise, tolerance=self.tolerance, context=() if given is None else (given,)).to
         return self.lift.settle(e, self.deviation)
 
     @torch.no_grad()

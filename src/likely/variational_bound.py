@@ -36,7 +36,7 @@ __all__ = ["Terms", "VariationalBound"]
 
 _EVALUATED, _VALIDATED = 24, 8  # terms of the bound per draw, in log_prob and in validation
 _CHUNK = 2**16  # numbers per call of the net outside training
-_CONTINUOUS = 256  # steps that stand for continuous time in ancestral sampling
+_CONTINUOUS = 128  # steps that stand for continuous time in ancestral sampling
 _DECODED = 1 / 64  # share of continuous time's draws that are spent on L_0
 
 
@@ -141,7 +141,8 @@ class VariationalBound(Denoising, Likelihood, ABC):
         alpha, sigma = self.level(t, e)
         posterior = self.posterior(alpha * e + sigma * eps, t, given)
         fall = -self.schedule.shape.slope(t).detach() * self.schedule.log_snr(t).detach().exp()  # of the signal-to-noise ratio
-        nats = 0.5 * fall * (e - posterior.mean).double().square().flatten(1).sum(1) / (1 - _DECODED)
+        error = (e - posterior.mean).double().square().masked_fill(e.isnan(), 0.0)  # the padding of sets counts for nothing
+        nats = 0.5 * fall * error.flatten(1).sum(1) / (1 - _DECODED)
         if self.training and isinstance(self.schedule.shape, LearntShape):
             nats[~first] += self.schedule.shape.steadied(t[~first], nats[~first])
         nats[first] = (-self.lift.log_prob(posterior[first], e[first], x[first]) - self.lift.detail) / _DECODED

@@ -48,12 +48,14 @@ class FlowMatching(Denoising, Likelihood):
     Args:
         coupling: of noise and examples in a batch: "independent", "ot" or "sinkhorn".
         times: at which it is trained: "uniform", "logit-normal" or "lognormal".
+        tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
 
     summary = "velocities along straight paths between noise and data; likelihood by the ODE"
     recipe = Recipe(lr=2e-3, ema=0.995, batch=128)
     net_role = "denoiser"
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"tolerance": 1e-3}, "small": {"tolerance": 1e-4}, "base": {"tolerance": 1e-4}}
     words: ClassVar[dict[str, tuple[str, ...]]] = {"coupling": tuple(COUPLINGS), "times": tuple(TIMES)}
 
     def __init__(
@@ -64,10 +66,12 @@ class FlowMatching(Denoising, Likelihood):
         size: str = "small",
         coupling: str = "independent",
         times: str = "uniform",
+        tolerance: float | None = None,
         net: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        self.tolerance = self.options(size, tolerance=tolerance)["tolerance"]
         check_words(self, coupling=coupling, times=times)
         if given is not None and coupling != "independent":
             raise UsageError(

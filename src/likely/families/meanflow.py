@@ -49,12 +49,14 @@ class MeanFlow(Denoising, Likelihood):
 
     Args:
         instant: share of each batch that learns the velocity itself, r = t.
+        tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
 
     summary = "average velocities: examples in one call of the net; likelihood by the ODE"
     recipe = Recipe(lr=2e-3, ema=0.995, batch=128, bf16=False)
     net_role = "denoiser"
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"tolerance": 1e-3}, "small": {"tolerance": 1e-4}, "base": {"tolerance": 1e-4}}
     usual: ClassVar[tuple[str, int]] = ("meanflow", 1)
     bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "heun", "steps": 32}
 
@@ -65,10 +67,12 @@ class MeanFlow(Denoising, Likelihood):
         given: Space | None = None,
         size: str = "small",
         instant: float = 0.5,
+        tolerance: float | None = None,
         net: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        self.tolerance = self.options(size, tolerance=tolerance)["tolerance"]
         self.instant = instant
         self.lift = Lift(space, few=0)
         self.schedule = noise_schedule("rectified", max(self.lift.log_snr, _ENDS[0]), _ENDS[1], scaling="rectified")

@@ -53,12 +53,14 @@ class ScoreModel(Denoising, Likelihood):
         sde: "vp", "ve" or "sub-vp".
         objective: "denoising", "likelihood", "sliced" or "explicit".
         levels: noise levels of training; 0 for all.
+        tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
 
     summary = "scores of noisy data (NCSN, VP, VE and sub-VP equations); likelihood by the ODE"
     recipe = Recipe(lr=2e-3, ema=0.995, batch=128)
     net_role = "denoiser"
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"tolerance": 1e-3}, "small": {"tolerance": 1e-4}, "base": {"tolerance": 1e-4}}
     words: ClassVar[dict[str, tuple[str, ...]]] = {"sde": tuple(SHAPES), "objective": OBJECTIVES}
 
     def __init__(
@@ -70,10 +72,12 @@ class ScoreModel(Denoising, Likelihood):
         sde: str = "vp",
         objective: str = "denoising",
         levels: int = 0,
+        tolerance: float | None = None,
         net: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        self.tolerance = self.options(size, tolerance=tolerance)["tolerance"]
         check_words(self, sde=sde, objective=objective)
         self.lift = Lift(space, few=0)
         if objective == "explicit" and self.lift.space.dims > _MOST_EXPLICIT:
@@ -92,7 +96,7 @@ class ScoreModel(Denoising, Likelihood):
         z = alpha * e + sigma * eps
         if self.objective in ("denoising", "likelihood"):
             error = (eps - self._noise(z, t, given)).square().flatten(1).mean(1)
-            return error if self.objective == "denoising" else -0.5 * self.schedule.slope(t).to(e) * error
+            return error if self.objective == "denoising" else -0.5 * self.schedule.shape.slope(t).to(e) * error
         if self.objective == "explicit":
             loss = explicit(lambda z: -self._noise(z, t, given) / sigma, z)
         else:
@@ -104,13 +108,17 @@ class ScoreModel(Denoising, Likelihood):
         if not self.levels:
             return u
         step = (u * self.levels).floor() / max(1, self.levels - 1)
-        return self.schedule.time(torch.lerp(*torch.tensor([self.schedule.start, self.schedule.end]).to(u), step))
+        start, end = self.schedule.start, self.schedule.end
+        return self.schedule.time(start + (end - start) * step)
 
     def _noise(self, z: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
-        return self.net(z, t.to(z), given).to(z)
+        """eps, the net saying v: what z itself tells of eps is exact, so that where little signal is left little can be wrong."""
+        alpha, sigma = self.level(t, z)
+        return sigma * z + alpha * self.net(z, t.to(z), given).to(z)
 
     def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
-        mean = self.clean(self._noise(z, t, given), "eps", z, t)
+        alpha, sigma = self.level(t, z)
+        mean = alpha * z - sigma * self.net(z, t.to(z), given).to(z)
         return Posterior(mean, torch.zeros_like(mean))
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:

@@ -117,10 +117,10 @@ class Levels(nn.Module):
         """From params [B, C, width or more, ...] and z [B, C, ...]; alpha and sigma broadcast over z."""
         if not self.few:
             return gaussian_posterior(params, z, alpha, sigma)
-        points = self._points(z)
+        points, absent = self._points(z)
         likelihood = -0.5 * ((z.unsqueeze(2) - alpha.unsqueeze(2) * points) / sigma.unsqueeze(2)).square()
-        log_mass = (params[:, :, : self.width] + likelihood).log_softmax(2)
-        mass, points = log_mass.exp(), points.masked_fill(points.isinf(), 0.0)
+        log_mass = (params[:, :, : self.width] + likelihood).masked_fill(absent, -math.inf).log_softmax(2)
+        mass = log_mass.exp()
         mean = (mass * points).sum(2)
         return Posterior(mean, (mass * (points - mean.unsqueeze(2)).square()).sum(2), log_mass)
 
@@ -133,8 +133,9 @@ class Levels(nn.Module):
             lower, upper = self._edges(posterior.mean)
             upper = torch.where(upper > lower, upper, lower + 1)  # of points that are not there
             mass = normal_interval((lower - mean) / var.sqrt(), (upper - mean) / var.sqrt())
-            return mass.masked_fill(self._points(posterior.mean).isinf(), -math.inf)
-        return (-0.5 * (self._points(posterior.mean) - mean).square() / var).log_softmax(2)
+            return mass.masked_fill(self._points(posterior.mean)[1], -math.inf)
+        points, absent = self._points(posterior.mean)
+        return (-0.5 * (points - mean).square() / var).masked_fill(absent, -math.inf).log_softmax(2)
 
     def log_prob(self, posterior: Posterior, code: Tensor) -> Tensor:
         """Log-mass of the points numbered `code`, nats [B, C, ...]."""
@@ -147,8 +148,9 @@ class Levels(nn.Module):
 
     def decoded(self, e: Tensor, deviation: float) -> Posterior:
         """p(x | e with noise) by Bayes' rule if all levels are as likely: what little noise there is decides."""
-        distance = (e.unsqueeze(2).double() - self._points(e)) / deviation
-        return Posterior(e, torch.zeros_like(e), (-0.5 * distance.square()).log_softmax(2))
+        points, absent = self._points(e)
+        nats = -0.5 * ((e.unsqueeze(2).double() - points) / deviation).square()
+        return Posterior(e, torch.zeros_like(e), nats.masked_fill(absent, -math.inf).log_softmax(2))
 
     def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper edges of the bins, half way between points, [C, K, 1...]; the outermost are so far away that they are open."""
@@ -158,9 +160,10 @@ class Levels(nn.Module):
         shape = (*self.points.shape, *[1] * (like.ndim - 2))
         return edges[:, :-1].reshape(shape), edges[:, 1:].reshape(shape)
 
-    def _points(self, like: Tensor) -> Tensor:
-        """[C, K, 1...], to broadcast over [B, C, K, ...] where `like` is [B, C, ...]."""
-        return self.points.view(*self.points.shape, *[1] * (like.ndim - 2))
+    def _points(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """[C, K, 1...], to broadcast over [B, C, K, ...] where `like` is [B, C, ...]; and which of them are not there, zeros."""
+        points = self.points.view(*self.points.shape, *[1] * (like.ndim - 2))
+        return points.masked_fill(points.isinf(), 0.0), points.isinf()
 
 
 class Lift(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from likely import pointsets
+from likely.errors import UsageError
 from likely.noise import Noise
 from likely.solve.posterior import Lift, Posterior
 from likely.space import Space
@@ -70,6 +71,18 @@ class SetLift(Lift):
             return z
         shares = torch.tensor(self.sets.lengths or (1.0,) * len(z[0]), device=device)
         return pointsets.padded(z, torch.multinomial(shares, n, replacement=True) + 1)
+
+    def noised(self, e: Tensor, deviation: float, noise: Noise) -> tuple[Tensor, Tensor]:
+        raise UsageError("Sets of points have no latents yet.", "Grids and tables have.")
+
+    def entries_of(self, known: Tensor) -> Tensor:
+        raise UsageError("Sets of points cannot be filled yet.", "Grids, tables and texts can.")
+
+    def settle(self, e: Tensor, deviation: float) -> Tensor:
+        settled = Posterior(e, torch.zeros_like(e))
+        if self.levels is not None:
+            settled = replace(settled, log_mass=self.levels.decoded(_filled(e, 0.0).mT[:, : len(self.finite)], deviation).log_mass)
+        return self.draw(settled)
 
     def _absent(self, there: Tensor) -> Tensor:
         """Detail of the points that are not there, nats [B]."""
