@@ -34,8 +34,11 @@ from likely.variational_bound import VariationalBound
 __all__ = ["Diffusion"]
 
 _LAST_LOG_SNR = -5.0  # at t = 1, where what is left of the data is coded at its marginal variance
-# a small net on vectors is as fast on large batches, which average out the terms' noise
-_COLUMNS = Recipe(lr=2e-3, weight_decay=0.01, ema=0.995, batch=256)
+_RECIPES = {
+    # a small net on vectors is as fast on large batches, which average out the terms' noise
+    "columns": Recipe(lr=2e-3, weight_decay=0.01, ema=0.995, batch=256),
+    "set": Recipe(lr=1e-3, weight_decay=0.01, ema=0.995, batch=64),
+}
 
 
 class Diffusion(VariationalBound):
@@ -66,8 +69,7 @@ class Diffusion(VariationalBound):
     ) -> None:
         super().__init__(space, given=given, size=size)
         self.steps = self.options(size, steps=steps)["steps"]
-        if space.layout == "columns":
-            self.recipe = _COLUMNS
+        self.recipe = _RECIPES.get(space.layout, self.recipe)
         self.lift = lift_of(space)
         ends = self.lift.log_snr, _LAST_LOG_SNR
         self.shape = LearntShape(*ends) if schedule == "learnt" else None

@@ -49,11 +49,12 @@ class SetTransformer(nn.Module):
         inducing: int = 0,
         dropout: float | None = None,
         drop: float = 0.0,
+        times: int = 1,
     ) -> None:
         super().__init__()
         how = of_size(self.sizes, size, width=width, depth=depth, heads=heads, dropout=dropout)
         most, dims = space.shape
-        self.knowledge = Knowledge(given, how["width"], drop=drop)
+        self.knowledge = Knowledge(given, how["width"], drop=drop, times=times)
         self.count = nn.Embedding(most, how["width"]) if space.variable else None
         self.tower = Tower(dims, out * dims, text=self.knowledge.reads, inducing=inducing, **how)
 
