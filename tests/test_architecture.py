@@ -29,7 +29,7 @@ LAYERS = [
     ["enumeration"],
     ["laws"],
     ["checks", "worker", "launch", "board", "report"],
-    ["inputs", "verbs", "filling", "latents", "health"],
+    ["inputs", "verbs", "filling", "latents", "tracing", "health"],
     ["arguments", "printing", "cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

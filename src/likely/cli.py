@@ -166,6 +166,10 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    trace: Annotated[
+        int | None,
+        typer.Option("--trace", min=2, help="Show so many frames of examples in the making: .png, .gif, .webp, .txt.", show_default=False),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw from a stored model: a PNG grid or a folder of images, text, CSV or .npz, by the name of --out.
@@ -176,7 +180,7 @@ def sample(
     --greedy, and --beam 8 for the likeliest text that a search of that width finds.
     """
     import likely
-    from likely import latents, printing, sources, verbs
+    from likely import latents, printing, sources, tracing, verbs
 
     model = likely.open(folder)
     if between is not None:
@@ -185,6 +189,12 @@ def sample(
         x = latents.between(folder, between, 8 if n is None else n, given=given, seed=seed)
         sources.write(x, model.space, out, overwrite=overwrite)
         printing.sampled(x, model.space, out)
+        return
+    if trace is not None:
+        out = out or Path(printing.default_name(model.space, "trace"))
+        sources.check_frames_path(out, model.space, overwrite=overwrite)
+        x, hidden = tracing.trace(model, 8 if n is None else n, trace, given=given, seed=seed, **extra_options(context.args))
+        typer.echo(sources.write_frames(x, hidden, model.space, out, overwrite=overwrite))
         return
     asked = {name: value for name, value in {"prompt": prompt, "length": length, "stop": stop or None}.items() if value is not None}
     how = {**asked, **extra_options(context.args)}

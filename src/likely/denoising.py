@@ -27,7 +27,7 @@ from torch import Tensor
 from likely.errors import UsageError, nearest
 from likely.invertible import log_normal
 from likely.logprob import Kind, LogProb
-from likely.model import Fillable, Filled, Latent, Model, evaluating, expand_given, in_precision
+from likely.model import Fillable, Filled, Latent, Model, Traced, evaluating, expand_given, in_precision
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise, log_mean_exp
 from likely.solve.denoise import Denoise, Watched
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     guidance: float
 
 
-class Denoising(Model, Latent, Fillable, ABC):
+class Denoising(Model, Latent, Fillable, Traced, ABC):
     """Says what the clean example is, given a noisy one.
 
     Class data:
@@ -240,8 +240,8 @@ class Denoising(Model, Latent, Fillable, ABC):
         n: int,
         given: Tensor | None = None,
         *,
-        sampler: str | None = None,
         steps: int | None = None,
+        sampler: str | None = None,
         guidance: float = 1.0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """n examples on their way from noise: at each call of the net (x [n, *shape] in data units, which entries are hidden: none)."""

@@ -41,6 +41,7 @@ __all__ = [
     "Reparameterised",
     "Starts",
     "Stepwise",
+    "Traced",
     "Weighted",
     "evaluating",
     "expand_given",
@@ -264,6 +265,14 @@ class Reparameterised(ABC):
     @abstractmethod
     def rsample(self, n: int, given: Tensor | None = None) -> Tensor:
         """n examples of a real space, [n, *shape] in data units, with gradients."""
+
+
+class Traced(ABC):
+    """Shows examples in the making."""
+
+    @abstractmethod
+    def trace(self, n: int, given: Tensor | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x [n, *shape] in data units, which of its entries are hidden) after each call of the net, the last being examples."""
 
 
 class Coded(ABC):

@@ -19,7 +19,7 @@ from likely.errors import UsageError
 from likely.evaluation.measure import held_out_bits, log_prob
 from likely.inputs import as_data, as_given, as_model, built_in_test, card_of, check_options, reading_options, sampler_of
 from likely.logprob import of_text
-from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, Weighted, expand_given
+from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, Traced, Weighted, expand_given
 from likely.noise import seeded
 from likely.space import Space
 
@@ -31,6 +31,7 @@ _ABILITIES: dict[str, type] = {
     "latent": Latent,
     "codec": Coded,
     "fill": Fillable,
+    "trace": Traced,
     "closed form": ClosedForm,
     "weights": Weighted,
 }

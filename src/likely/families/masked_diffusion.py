@@ -39,7 +39,7 @@ from likely.decoding import Filter
 from likely.errors import UsageError, nearest
 from likely.heads import Heads
 from likely.logprob import LogProb
-from likely.model import Fillable, Filled, Likelihood, Model, Recipe, evaluating, expand_given
+from likely.model import Fillable, Filled, Likelihood, Model, Recipe, Traced, evaluating, expand_given
 from likely.nets import net as build_net
 from likely.noise import Noise
 from likely.solve.absorbing import AbsorbingNoise
@@ -60,7 +60,7 @@ _RECIPES = {
 }
 
 
-class MaskedDiffusion(Model, Likelihood, Fillable):
+class MaskedDiffusion(Model, Likelihood, Fillable, Traced):
     """Discrete diffusion, by masks or by uniform noise.
 
     Args:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from likely.sources.augmenting import augment_batch
     from likely.sources.examples import Examples, Options
     from likely.sources.facts import describe, print_description
+    from likely.sources.frames import check_frames_path, write_frames
     from likely.sources.gaps import GAP, Box, Gapped, gapped
     from likely.sources.newdata import read, read_split
     from likely.sources.output import check_free, check_path, picture, write, write_images
@@ -34,6 +35,7 @@ __all__ = [
     "Gapped",
     "Pictures",
     "augment_batch",
+    "check_frames_path",
     "check_free",
     "check_path",
     "decode",
@@ -56,6 +58,7 @@ __all__ = [
     "retouched_names",
     "spelt_columns",
     "write",
+    "write_frames",
     "write_images",
 ]
 
@@ -75,6 +78,7 @@ _LAZY = {
     "spelt_columns": "tables",
     "print_description": "facts",
     "check_free": "output",
+    "check_frames_path": "frames",
     "check_path": "output",
     "picture": "output",
     "pictures_of": "retouching",
@@ -85,6 +89,7 @@ _LAZY = {
     "read": "newdata",
     "read_split": "newdata",
     "write": "output",
+    "write_frames": "frames",
     "write_images": "output",
 }
 

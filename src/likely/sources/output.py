@@ -16,7 +16,7 @@ from likely.sources.tables import csv_text, frame
 from likely.sources.tokens import decode
 from likely.space import Space
 
-__all__ = ["check_free", "check_path", "picture", "to_8_bit", "write", "write_images"]
+__all__ = ["check_free", "check_path", "image_of", "made", "picture", "sheet", "to_8_bit", "write", "write_images"]
 
 
 def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool = False) -> str:
@@ -30,13 +30,13 @@ def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool
     """
     path = Path(path)
     check_path(path, space, overwrite=overwrite)
-    with _made(path):
+    with made(path):
         what = _WRITERS[space.layout][path.suffix.lower()](x.cpu(), space, path)
     return f"Wrote {len(x)} {what} to {path}."
 
 
 @contextmanager
-def _made(path: Path) -> Iterator[None]:
+def made(path: Path) -> Iterator[None]:
     """The folders above a path, and one error for all that a disk may refuse."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def to_8_bit(x: Tensor, space: Space) -> np.ndarray:
     return ((x - low) / (high - low).clamp_min(1e-12) * 255).round().numpy().astype(np.uint8)
 
 
-def _image(array: np.ndarray) -> Image.Image:
+def image_of(array: np.ndarray) -> Image.Image:
     """A pillow image of [C, H, W]."""
     if len(array) not in (1, 3, 4):
         raise UsageError(f"Images of {len(array)} channels cannot be shown.", "Write a .npz file.")
@@ -89,28 +89,29 @@ def _image(array: np.ndarray) -> Image.Image:
 
 def picture(x: Tensor, space: Space, *, gap: int = 1, least: int = 32) -> Image.Image:
     """All images side by side in rows, as near a square as they go, small ones enlarged to `least` pixels."""
-    return _sheet(to_8_bit(x, space), gap, least)
+    return sheet(to_8_bit(x, space), gap, least)
 
 
-def _sheet(images: np.ndarray, gap: int, least: int) -> Image.Image:
+def sheet(images: np.ndarray, gap: int, least: int, *, across: int = 0) -> Image.Image:
+    """uint8 images [n, C, H, W] in rows of `across`, as near a square as they go if that is 0."""
     n, channels, height, width = images.shape
     scale = max(1, math.ceil(least / max(height, width)))
     images = images.repeat(scale, 2).repeat(scale, 3)
-    height, width, across = height * scale + gap, width * scale + gap, math.ceil(math.sqrt(n))
-    sheet = np.full((channels, math.ceil(n / across) * height - gap, across * width - gap), 128, np.uint8)
+    height, width, across = height * scale + gap, width * scale + gap, across or math.ceil(math.sqrt(n))
+    canvas = np.full((channels, math.ceil(n / across) * height - gap, across * width - gap), 128, np.uint8)
     for i, image in enumerate(images):
         top, left = i // across * height, i % across * width
-        sheet[:, top : top + height - gap, left : left + width - gap] = image
-    return _image(sheet)
+        canvas[:, top : top + height - gap, left : left + width - gap] = image
+    return image_of(canvas)
 
 
 def write_images(images: np.ndarray, path: Path, names: Sequence[str] = ()) -> str:
     """Write uint8 [n, C, H, W] as one picture or, to a path without suffix, as a folder of PNGs: `names`, or numbered by default."""
-    with _made(path):
+    with made(path):
         if path.suffix:
-            _sheet(images, 1, 32 if len(images) > 1 else 1).save(path)  # one alone as it is
+            sheet(images, 1, 32 if len(images) > 1 else 1).save(path)  # one alone as it is
             return "images in one picture"
-        shown = [_image(array) for array in images]
+        shown = [image_of(array) for array in images]
         for image, file in zip(shown, [path / name for name in names] or _numbered(path, len(shown), ".png"), strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)
