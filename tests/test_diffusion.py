@@ -133,6 +133,14 @@ def test_masses_sum_to_one_over_the_levels_whatever_the_net_says(few):
     assert (log_mass[:, 2, 2:] == -math.inf).all()
 
 
+@pytest.mark.parametrize("bins", [False, True])
+def test_a_mean_without_variance_draws_the_nearest_level(bins):
+    levels = Levels([Support("ordinal", 5, center=2.5, scale=1.4)], few=0, bins=bins)
+    code = torch.arange(5).repeat(20).view(20, 1, 5)
+    off = torch.empty(20, 1, 5).uniform_(-0.49, 0.49, generator=torch.Generator().manual_seed(0)) / 1.4
+    assert levels.draw(Posterior(levels.value(code) + off, torch.zeros_like(off))).equal(code)
+
+
 def test_moments_of_few_levels_are_those_of_their_mass():
     levels = Levels([Support("ordinal", 5, center=2.5, scale=1.4)])
     one = torch.ones(6, 1)

@@ -128,7 +128,8 @@ class Levels(nn.Module):
         """Log-mass of every level, nats [B, C, K, ...]."""
         if posterior.log_mass is not None:
             return posterior.log_mass
-        mean, var = posterior.mean.unsqueeze(2), posterior.var.unsqueeze(2)
+        # a model without variance says one point, whose nearest level has all the mass
+        mean, var = posterior.mean.unsqueeze(2), posterior.var.unsqueeze(2).clamp_min(_EXACT**2)
         if self.bins:
             lower, upper = self._edges(posterior.mean)
             upper = torch.where(upper > lower, upper, lower + 1)  # of points that are not there
