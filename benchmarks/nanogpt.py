@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 import likely
 from common import emit, options, peer
-from likely.ancestral import in_bf16
-from likely.model import Recipe
+from likely.model import Recipe, in_precision
 from likely.training.optimisers import optimiser_of
 
 WINDOW, BATCH, WIDTH, DEPTH, HEADS, STEPS = 64, 12, 128, 4, 4, 2000
@@ -114,7 +113,7 @@ class Ours:
     @torch.no_grad()
     def draw(self, streams: int, length: int, *, bf16: bool = False) -> None:
         self.model.eval()
-        with in_bf16(self.model.net) if bf16 else contextlib.nullcontext():
+        with in_precision(self.model.net, torch.bfloat16) if bf16 else contextlib.nullcontext():
             self._steps(streams, length)
 
     def _steps(self, streams: int, length: int) -> None:
