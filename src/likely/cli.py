@@ -292,12 +292,13 @@ def edit(
 def show(
     folder: FolderArg,
     check: Annotated[bool, typer.Option("--check", help="Measure on the trained weights what of the model can be trusted.")] = False,
+    terms: Annotated[bool, typer.Option("--terms", help="Each term of a diffusion model's bound, on 64 examples.")] = False,
     data: Annotated[
         str | None, typer.Option("--data", help="What to check on; the model's own test split by default.", show_default=False)
     ] = None,
     seed: SeedOption = 0,
 ) -> None:
-    """The card of a stored model, after its files were verified; or, with --check, its health.
+    """The card of a stored model, after its files were verified; or, with --check, its health; or, with --terms, what its bound is made of.
 
     A check ends with exit code 6 if anything is broken, else with 0; what is doubtful or unknown is told.
     """
@@ -305,9 +306,14 @@ def show(
     from likely import printing
     from likely.errors import UsageError
 
+    if terms:
+        from likely.verbs import terms as terms_of
+
+        printing.terms(terms_of(folder, data, seed=seed))
+        return
     if not check:
         if data is not None:
-            raise UsageError("--data is what a check is made on.", "Add --check.")
+            raise UsageError("--data is what a check is made on.", "Add --check or --terms.")
         printing.markdown(likely.show(folder))
         return
     with printing.progress("checking") as tick:

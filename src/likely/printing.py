@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,27 @@ if TYPE_CHECKING:
     from likely.health import Report
     from likely.space import Space
     from likely.train import Run
+    from likely.variational_bound import Terms
 
-__all__ = ["default_name", "described", "edited", "families", "fitted", "health", "markdown", "progress", "sampled", "scored", "written"]
+__all__ = [
+    "default_name",
+    "described",
+    "edited",
+    "families",
+    "fitted",
+    "health",
+    "markdown",
+    "progress",
+    "sampled",
+    "scored",
+    "terms",
+    "written",
+]
 
 console = Console(highlight=False)
 _errors = Console(highlight=False, stderr=True)
 _FEW = 4  # effective particles; a draw that rests on fewer is little better than a guess
+_BARS = 12  # parts of time that are shown
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
 
 
@@ -167,6 +182,27 @@ def health(report: "Report") -> None:
     for verdict, line in report.lines:
         console.print(f"[{_COLOURS[verdict]}]{verdict:>8}[/]  {escape(line)}", soft_wrap=True)
     console.print(f"[dim]{report.model}, on {report.n} examples[/]")
+
+
+def terms(found: "Terms") -> None:
+    """What a bound is made of: a table, the steps in equal parts of time with a bar each."""
+    table = Table("term", found.unit, "", box=None, padding=(0, 2, 0, 0))
+    parts = [(chunk[0], chunk[-1], found.steps[chunk.start : chunk.stop].sum().item()) for chunk in _equal_parts(len(found.steps))]
+    most = max((abs(value) for *_, value in parts), default=0.0) or 1.0
+    for first, last, value in reversed(parts):
+        where = f"{first + 1}" if first == last else f"{first + 1}..{last + 1}"
+        table.add_row(f"L_t  {where}", f"{value:.4f}", "\N{FULL BLOCK}" * round(40 * max(value, 0.0) / most))
+    values = (found.prior, found.steps.sum().item(), found.decoder, found.total)
+    for name, value, error in zip(("L_T", "sum L_t", "L_0", "[bold]sum[/]"), values, found.errors, strict=True):
+        table.add_row(name, f"{value:.4f} +- {error:.4f}", "")
+    console.print(table)
+    console.print(f"[dim]{found.n} examples, each of {len(found.steps):,} steps once under noise of its own[/]", soft_wrap=True)
+
+
+def _equal_parts(count: int) -> list[range]:
+    """0..count - 1 in up to a dozen parts."""
+    edges = sorted({round(i * count / _BARS) for i in range(_BARS + 1)})
+    return [range(start, end) for start, end in pairwise(edges)]
 
 
 def families(records: list[dict[str, Any]], name: str | None) -> None:

@@ -8,7 +8,7 @@ r"""The variational bound of a diffusion model, in T steps or in continuous time
 As T grows the sum becomes an integral, 1/2 int -dSNR/dt E|e - m(z_t, t)|^2 dt, which depends on the schedule by its ends alone.
 
 The sum is estimated without bias: a draw is a term from each of up to 24 equal parts of all terms, each
-under its own noise. The LOGS are averaged, so the value stays a lower bound at every number of draws.
+under its own noise. The LOGS are averaged, so the value stays a lower bound at every number of draws. `terms` reports all of them.
 
 References:
     | Deep unsupervised learning using nonequilibrium thermodynamics (Sohl-Dickstein et al., 2015) | https://arxiv.org/abs/1503.03585
@@ -16,15 +16,16 @@ References:
     | Variational diffusion models (Kingma et al., 2021) | https://arxiv.org/abs/2107.00630
 """
 
+import math
 from abc import ABC
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from likely.denoising import Denoising
+from likely.denoising import Denoising, rows
 from likely.logprob import LogProb
-from likely.model import Likelihood
+from likely.model import Likelihood, evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.gamma import LearntShape
 from likely.noise import Noise
@@ -38,16 +39,19 @@ _EVALUATED, _VALIDATED = 24, 8  # terms of the bound per draw, in log_prob and i
 _CHUNK = 2**16  # numbers per call of the net outside training
 _CONTINUOUS = 128  # steps that stand for continuous time in ancestral sampling
 _DECODED = 1 / 64  # share of continuous time's draws that are spent on L_0
+_PARTS = 128  # of continuous time in a report: two for L_0, and the others for equal parts of time
 
 
 class Terms(NamedTuple):
-    """The parts of -log p(x) <= L_T + sum L_t + L_0, means over examples in the data's unit, and their standard errors.
+    """The parts of -log p(x) <= L_T + sum L_t + L_0, means over examples in the data's unit.
 
     Attributes:
         prior: L_T.
         steps: L_t, [T] from the cleanest to the noisiest; of continuous time in equal parts of it.
         decoder: L_0, with the nats of the relaxation.
-        stderr: of the sum.
+        total: their sum.
+        errors: standard errors of L_T, of all L_t together, of L_0 and of the sum: over examples, each under noise of its own.
+        unit: such as "bits/dim".
         n: examples.
     """
 
@@ -55,7 +59,8 @@ class Terms(NamedTuple):
     steps: Tensor
     decoder: float
     total: float
-    stderr: float
+    errors: tuple[float, float, float, float]
+    unit: str
     n: int
 
 
@@ -89,6 +94,27 @@ class VariationalBound(Denoising, Likelihood, ABC):
         how += "; uniform dequantization" if self.lift.dequantizes else ""
         return LogProb(nats.mean((0, 1)), "lower bound", stderr=error, how=how)
 
+    @torch.no_grad()
+    def terms(self, x: Tensor, given: Tensor | None = None, *, seed: int = 0) -> Terms:
+        """Every term of the bound, once for each example [n, *shape]: T + 1 calls of the net."""
+        at_once, given = max(1, _CHUNK // self.lift.space.dims), expand_given(given, len(x))
+        with evaluating(self):
+            parts = [self._terms(x[i : i + at_once], rows(given, i, at_once), seed) for i in range(0, len(x), at_once)]
+        prior, steps, decoder = (torch.cat(part, -1) / self.space.nats_per_unit_of(x) for part in zip(*parts))
+        sums = torch.stack([prior, steps.sum(0), decoder, prior + steps.sum(0) + decoder])
+        errors = sums.std(1) / math.sqrt(len(x)) if len(x) > 1 else sums[:, 0] * math.nan
+        of_prior, _, of_decoder, total = sums.mean(1).tolist()
+        return Terms(of_prior, steps.mean(1), of_decoder, total, tuple(errors.tolist()), self.space.unit, len(x))
+
+    def _terms(self, x: Tensor, given: Tensor | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """L_T [B], each L_t [T, B] and L_0 [B] of each example, nats."""
+        noise = Noise(x, seed=seed)
+        e, nats = self.lift(x, noise)
+        count, of_decoder = (self.steps + 1, 1) if self.steps else (_PARTS, round(_PARTS * _DECODED))
+        every = self._drawn(e, x, given, noise, count) / count
+        prior = prior_kl(e, self.schedule.end).flatten(1).sum(1)
+        return prior, every[of_decoder:], every[:of_decoder].sum(0) + self.lift.detail - nats
+
     def times(self, sampler: str, steps: int | None, word: str = GRIDS[0]) -> Tensor:
         """The bound's own T + 1 times for the sampler that it belongs to."""
         if sampler == "ancestral" and steps is None:
@@ -102,6 +128,10 @@ class VariationalBound(Denoising, Likelihood, ABC):
         """Unbiased bounds on -log p(x) from one term of each of `strata` equal parts of them, nats [strata, draws * batch]."""
         e, nats = self.lift(x, noise)
         x, given = noise.repeat(x), None if given is None else noise.repeat(given)
+        return self._drawn(e, x, given, noise, strata) + self._ends(e) - nats
+
+    def _drawn(self, e: Tensor, x: Tensor, given: Tensor | None, noise: Noise, strata: int) -> Tensor:
+        """One term of each of `strata` equal parts of them, each an estimate of their sum, nats [strata, rows of e]."""
         at_once = max(1, _CHUNK // e.numel())
         terms = []
         for group in torch.arange(strata).split(at_once):  # in one call of the net; the noise must not depend on how many
@@ -109,7 +139,7 @@ class VariationalBound(Denoising, Likelihood, ABC):
             where = None if given is None else _copies(given, len(group))
             several = self._term(_copies(e, len(group)), _copies(x, len(group)), where, torch.cat(eps), torch.cat(u))
             terms.append(several.view(len(group), -1))
-        return torch.cat(terms) + self._ends(e) - nats
+        return torch.cat(terms)
 
     def _ends(self, e: Tensor) -> Tensor:
         """L_T of each example and what is known of its L_0, nats [B]."""

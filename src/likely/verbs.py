@@ -22,8 +22,9 @@ from likely.logprob import of_text
 from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, Traced, Weighted, expand_given
 from likely.noise import seeded
 from likely.space import Space
+from likely.variational_bound import Terms, VariationalBound
 
-__all__ = ["abilities", "data", "families_with", "fit", "models", "open", "sample", "score", "show", "stream"]
+__all__ = ["abilities", "data", "families_with", "fit", "models", "open", "sample", "score", "show", "stream", "terms"]
 
 _LENGTH = 500  # symbols that a text goes on for, unless told
 _ABILITIES: dict[str, type] = {
@@ -227,6 +228,19 @@ def show(folder: str | Path) -> str:
     return (Path(folder) / "card.md").read_text()
 
 
+def terms(model: Model | str | Path, source: Any = None, *, given: Any = None, n: int = 64, seed: int = 0, **read: Any) -> Terms:
+    """Every term of a diffusion model's bound on n examples, drawn at random; arguments as of `score`.
+
+    Raises: UsageError for a model of another bound.
+    """
+    fitted = as_model(model)
+    if not isinstance(fitted, VariationalBound):
+        raise UsageError(f"{type(fitted).__name__} has no bound of L_T + L_t + L_0.", "Those that have: ddpm, diffusion, vdm.")
+    split = _split_to_score(model, fitted, source, given, read)
+    order = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:n]
+    return fitted.terms(*split.rows(order), seed=seed)
+
+
 def models() -> list[dict[str, Any]]:
     """All registered families: `name`, `summary`, `layouts`, `abilities`, `options`, `sizes`, and whether
     comparisons take it by default, `featured`."""
@@ -246,7 +260,7 @@ def _described(name: str) -> dict[str, Any]:
         "layouts": sorted(cls.layouts),
         "abilities": abilities(cls),
         "options": options,
-        "sizes": cls.sizes,
+        "sizes": {size: {k: v for k, v in chosen.items() if k not in registered.preset} for size, chosen in cls.sizes.items()},
         "featured": name in families.featured(),
     }
 

@@ -126,7 +126,7 @@ class DDPM(VariationalBound):
         of_later, of_sooner = self.schedule.log_snr(later), self.schedule.log_snr(sooner)
         log_ratio = torch.nn.functional.logsigmoid(-of_later) - torch.nn.functional.logsigmoid(-of_sooner)  # of beta to beta~
         log_ratio, gain, first = (v.view(-1, *[1] * (share.ndim - 1)) for v in (log_ratio, of_sooner.exp() - of_later.exp(), first))
-        # (SNR_s - SNR_t) / (SNR_s) beta~-like smallest variance of the decoder, beta / beta~ above it the largest
+        # the decoder has no beta~: its largest variance is that of the noise of z_0, its smallest lower by the ratio of the first step
         own = (-of_sooner).exp().view_as(gain) * ((share - 1) * log_ratio).exp()
         return torch.where(first, own, torch.expm1(share * log_ratio) / gain).to(share.dtype)
 

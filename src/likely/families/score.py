@@ -11,7 +11,7 @@ The stochastic equation `sde` is one of three: "vp", whose variance stays one; "
     likelihood    denoising under the weight g^2, by which it bounds the likelihood                  (Song et al., 2021)
 
 All four have the same minimum. The likelihood is that of the ordinary differential equation with the same marginals (`denoising`).
-"levels" trains at so many noise levels alone, evenly in log-SNR, as NCSN does for annealed Langevin dynamics.
+`noise_levels` trains at so many noise levels alone, evenly in log-SNR, as NCSN does for annealed Langevin dynamics.
 
 References:
     | Estimation of non-normalized statistical models by score matching (Hyvarinen, 2005) | https://jmlr.org/papers/v6/hyvarinen05a.html
@@ -52,7 +52,7 @@ class ScoreModel(Denoising, Likelihood):
     Args:
         sde: "vp", "ve" or "sub-vp".
         objective: "denoising", "likelihood", "sliced" or "explicit".
-        levels: noise levels of training; 0 for all.
+        noise_levels: of training; 0 for all.
         tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
@@ -71,7 +71,7 @@ class ScoreModel(Denoising, Likelihood):
         size: str = "small",
         sde: str = "vp",
         objective: str = "denoising",
-        levels: int = 0,
+        noise_levels: int = 0,
         tolerance: float | None = None,
         net: str | None = None,
         **options: Any,
@@ -84,7 +84,7 @@ class ScoreModel(Denoising, Likelihood):
             raise UsageError(
                 f"Explicit score matching of {self.lift.space.dims} entries would take as many passes backward.", "Take objective=sliced."
             )
-        self.objective, self.levels = objective, levels
+        self.objective, self.noise_levels = objective, noise_levels
         shape, start, end = SHAPES[sde]
         self.schedule = noise_schedule(shape, max(self.lift.log_snr, start), end, scaling=sde)
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
@@ -105,9 +105,9 @@ class ScoreModel(Denoising, Likelihood):
 
     def _times(self, u: Tensor) -> Tensor:
         """u itself, or at levels evenly spaced in log-SNR."""
-        if not self.levels:
+        if not self.noise_levels:
             return u
-        step = (u * self.levels).floor() / max(1, self.levels - 1)
+        step = (u * self.noise_levels).floor() / max(1, self.noise_levels - 1)
         start, end = self.schedule.start, self.schedule.end
         return self.schedule.time(start + (end - start) * step)
 
