@@ -1,0 +1,269 @@
+"""Flow matching and MeanFlow against closed forms: couplings by brute force, densities and average velocities of Gaussians."""
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+from torch import nn
+
+from exact import gaussian
+from likely.errors import UsageError
+from likely.families.flow_matching import FlowMatching
+from likely.families.meanflow import MeanFlow
+from likely.noise import Noise
+from likely.solve.coupling import COUPLINGS, log_plan
+from likely.solve.parametrisation import convert
+from likely.solve.samplers import SAMPLERS
+from likely.space import Space
+
+_STRAIGHT = ("ddim", "euler", "heun", "dpm-solver")
+
+
+class Says(nn.Module):
+    """A net that is a function of z, its times and what is given."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function, self.where = function, nn.Parameter(torch.zeros(1))
+
+    def forward(self, z, t, given=None):
+        return self.function(z, t)
+
+
+def velocity_of(model, exact):
+    """The net of the exact velocity; its input is of the scale that preserves variance."""
+
+    def net(u, t):
+        z = u * model.scale(t, u)
+        return convert(exact(z, t)[0], "x0", "velocity", z, model.schedule, t)
+
+    return Says(net)
+
+
+# --- couplings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_the_assignment_is_the_best_of_all_permutations(n):
+    x, y = torch.randn(n, 1, 2, 2), torch.randn(n, 1, 2, 2)
+    cost = torch.cdist(x.flatten(1), y.flatten(1)).square()
+    best = min(sum(cost[i, j].item() for i, j in enumerate(order)) for order in permutations(range(n)))
+    order = COUPLINGS["ot"](x, y)
+    assert sorted(order.tolist()) == list(range(n))
+    assert sum(cost[i, j].item() for i, j in enumerate(order.tolist())) == pytest.approx(best, rel=1e-5)
+
+
+def test_the_entropic_plan_has_uniform_marginals_and_goes_from_independence_to_the_assignment():
+    x, y = torch.randn(6, 2), torch.randn(6, 2)
+    cost = torch.cdist(x, y).square()
+    plan = log_plan(cost, 0.5).exp()
+    torch.testing.assert_close(plan.sum(1), torch.full((6,), 1 / 6, dtype=torch.float64))
+    torch.testing.assert_close(plan.sum(0), torch.full((6,), 1 / 6, dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(log_plan(cost, 1e6).exp(), torch.full((6, 6), 1 / 36, dtype=torch.float64), rtol=1e-4, atol=0)
+    assert torch.equal(log_plan(cost, 1e-3, rounds=2000).argmax(1), COUPLINGS["ot"](x, y))
+
+
+def test_drawn_pairs_follow_the_plan():
+    x, y = torch.randn(4, 2), torch.randn(4, 2)
+    cost = torch.cdist(x, y).square()
+    plan = log_plan(cost, 0.05 * cost.mean().item()).exp() * 4
+    counts = torch.stack([COUPLINGS["sinkhorn"](x, y) for _ in range(200)])
+    frequency = nn.functional.one_hot(counts, 4).double().mean(0)
+    assert ((frequency - plan).abs() < 4 * (plan * (1 - plan) / 200).sqrt() + 1e-6).all()
+
+
+@pytest.mark.parametrize("coupling", ["ot", "sinkhorn"])
+def test_coupled_noise_refuses_what_adds_noise_and_what_is_given(coupling):
+    model = FlowMatching(Space.reals(2), size="tiny", coupling=coupling)
+    for sampler in SAMPLERS:
+        if sampler in _STRAIGHT:
+            assert model.sample(3, sampler=sampler, steps=3).isfinite().all()
+        else:
+            with pytest.raises(UsageError, match="adds noise"):
+                model.sample(3, sampler=sampler, steps=3)
+    for option in ({"sampler": "ddim", "eta": 0.5}, {"sampler": "heun", "churn": 2.0}):
+        with pytest.raises(UsageError, match="adds noise"):
+            model.sample(3, steps=3, **option)
+    x = torch.randn(2, 2)
+    with pytest.raises(UsageError, match="adds noise"):
+        model.fill(x, torch.tensor([[True, False]] * 2), method="repaint")
+    with pytest.raises(UsageError, match="biases a conditional model"):
+        FlowMatching(Space.reals(2), size="tiny", given=Space.label(2), coupling=coupling)
+
+
+def test_optimal_couplings_shorten_the_paths():
+    e, eps = torch.randn(64, 2) + 3, torch.randn(64, 2)
+    length = {name: (e - eps[couple(e, eps)]).square().sum(1).mean().item() for name, couple in COUPLINGS.items()}
+    assert length["ot"] < length["sinkhorn"] < length["independent"]
+
+
+# --- flow matching -----------------------------------------------------------------------------------
+
+
+def test_the_loss_is_least_at_the_exact_velocity_and_is_plain_regression():
+    model = FlowMatching(Space.reals(2), size="tiny")
+    exact = gaussian(model.schedule, (2,))
+    x, right = exact.sample(4000).float(), velocity_of(model, exact)
+
+    def loss(off):
+        model.net = Says(lambda z, t: right(z, t) + off)
+        torch.manual_seed(1)
+        return model(x).mean().item()
+
+    assert loss(0.0) < min(loss(0.1), loss(-0.1))
+    assert loss(0.1) - loss(0.0) + loss(-0.1) - loss(0.0) == pytest.approx(2 * 0.1**2, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)], ids=["vectors", "images"])
+@pytest.mark.parametrize("family", [FlowMatching, MeanFlow])
+def test_the_likelihood_of_a_perfect_net_is_that_in_closed_form(family, shape):
+    space = Space.reals(3) if len(shape) == 1 else Space.grid(*shape)
+    model = family(space, size="tiny", tolerance=1e-5).eval()
+    exact = gaussian(model.schedule, shape)
+    model.net = average_of(exact) if family is MeanFlow else velocity_of(model, exact)
+    e = exact.sample(3).float()
+    first = torch.zeros(3)
+    alpha = model.schedule(first.double())[0]
+    truth = exact.log_prob(e * alpha[0], first) + math.prod(shape) * alpha.log()
+    claim = model.log_prob(e)
+    assert claim.kind == "numerical"
+    torch.testing.assert_close(claim.nats.detach(), truth, rtol=0, atol=3e-3)  # what is left of the data at the last time
+    assert torch.equal(model.log_prob(e[1:2]).nats, claim.nats[1:2])
+
+
+# --- MeanFlow ----------------------------------------------------------------------------------------
+
+
+class GaussianAverage:
+    """The average velocity of N(mean, covariance) from noise by straight paths: the flow is linear along each axis.
+
+    Along an axis of variance v, z_r = m_r + (s_r / s_t) (z_t - m_t) with m_t = (1 - t) mean and s_t^2 = (1 - t)^2 v + t^2,
+    so that u = (z_t - z_r) / (t - r).
+    """
+
+    def __init__(self, exact) -> None:
+        self.mean, self.variances, self.axes = exact.means[0], exact.variances[0], exact.axes[0]
+
+    def spread(self, t):
+        return ((1 - t).square()[:, None] * self.variances + t.square()[:, None]).sqrt()
+
+    def moved(self, z, r, t):
+        along = (z.flatten(1).double() - (1 - t)[:, None] * self.mean) @ self.axes
+        there = (along * self.spread(r) / self.spread(t)) @ self.axes.T + (1 - r)[:, None] * self.mean
+        return there.view_as(z)
+
+    def velocity(self, z, t):
+        along = (z.flatten(1).double() - (1 - t)[:, None] * self.mean) @ self.axes
+        rate = (t[:, None] - (1 - t)[:, None] * self.variances) / self.spread(t).square()
+        return ((along * rate) @ self.axes.T - self.mean).view_as(z)
+
+    def __call__(self, z, r, t):
+        r, t, z = r.double(), t.double(), z.double()
+        gap = (t - r).view(-1, *[1] * (z.ndim - 1))
+        far = (z - self.moved(z, r, t)) / gap.clamp_min(1e-9)
+        return torch.where(gap < 1e-6, self.velocity(z, t), far)
+
+
+def average_of(exact):
+    """The net of the exact average velocity, told t and t - r, its input of the scale that preserves variance."""
+    average = GaussianAverage(exact)
+
+    def net(u, times):
+        t, r = times[:, 0], times[:, 0] - times[:, 1]
+        return average(u * torch.hypot(1 - t, t).view(-1, *[1] * (u.ndim - 1)), r, t).to(u)
+
+    return Says(net)
+
+
+def meanflow(**options):
+    model = MeanFlow(Space.reals(2), size="tiny", **options)
+    exact = gaussian(model.schedule, (2,))
+    model.net = average_of(exact)
+    return model, exact
+
+
+def test_the_exact_average_velocity_satisfies_the_identity():
+    model, exact = meanflow()
+    average = GaussianAverage(exact)
+    t, r = torch.tensor([0.9, 0.5, 0.7]).double(), torch.tensor([0.1, 0.2, 0.69]).double()
+    z = torch.randn(3, 2, dtype=torch.float64)
+    velocity = average.velocity(z, t)
+    target = velocity - (t - r)[:, None] * model._total_derivative(z, velocity, r, t, None)
+    torch.testing.assert_close(average(z, r, t), target, rtol=1e-6, atol=1e-6)
+
+
+def test_an_exact_average_velocity_is_a_fixed_point_of_training(monkeypatch):
+    model, exact = meanflow()
+    x = exact.sample(20_000).float()
+    shift = nn.Parameter(torch.zeros(2))
+    perfect = model.net
+    model.net = Says(lambda z, t: perfect(z, t) + shift)
+    # targets are noisy by the example's own velocity, and right on average: so is the gradient where no error is weighed down
+    slack = 1e6
+    monkeypatch.setattr("likely.families.meanflow._SLACK", slack)
+    rows = model(x)
+    gradient = slack * torch.autograd.grad(rows.mean(), shift)[0]
+    assert gradient.abs().max() < 4 * (slack * rows.detach().mean() / len(x)).sqrt()
+
+
+def test_one_call_of_an_exact_average_velocity_draws_exactly():
+    model, exact = meanflow()
+    calls = []
+    model.net.register_forward_hook(lambda *_: calls.append(1))
+    x = model.sample(20_000)
+    assert len(calls) == 1
+    torch.testing.assert_close(x.double().T.cov(), exact.covariance, rtol=0, atol=0.03)
+    torch.testing.assert_close(x.double().mean(0), exact.mean, rtol=0, atol=0.03)
+    torch.manual_seed(3)
+    one = model.sample(50, steps=1)
+    torch.manual_seed(3)
+    torch.testing.assert_close(model.sample(50, steps=7), one, rtol=1e-4, atol=1e-4)
+
+
+def test_where_all_is_instant_it_is_plain_flow_matching():
+    model, exact = meanflow(instant=1.0)
+    t, r = model._times(64, torch.device("cpu"))
+    assert torch.equal(t, r)
+    x = exact.sample(64).float()
+    torch.manual_seed(4)
+    loss = model(x)
+    torch.manual_seed(4)
+    e, _ = model.lift(x, Noise(x))
+    eps = torch.randn_like(e)
+    t, _ = model._times(64, e.device)
+    z = e + t[:, None] * (eps - e)
+    error = (GaussianAverage(exact).velocity(z, t.double()) - (eps - e)).square().mean(1)
+    torch.testing.assert_close(loss.double(), error / (error + 1e-3), rtol=1e-3, atol=1e-3)
+
+
+def test_leaps_refuse_options_and_other_samplers_serve():
+    model, exact = meanflow()
+    with pytest.raises(UsageError, match="no options"):
+        model.sample(2, guidance=2.0)
+    with pytest.raises(UsageError, match="least is one"):
+        model.sample(2, steps=0)
+    x = model.sample(4000, sampler="heun", steps=24)
+    torch.testing.assert_close(x.double().T.cov(), exact.covariance, rtol=0, atol=0.08)
+
+
+def test_the_gradient_of_two_halves_of_a_batch_is_that_of_the_whole(monkeypatch):
+    # what two ranks average is then what one learns from
+    torch.manual_seed(0)
+    model = MeanFlow(Space.reals(2), size="tiny")
+    for p in model.parameters():
+        if p.count_nonzero() == 0:
+            nn.init.normal_(p, std=0.1)
+    x, noise = torch.randn(16, 2), torch.randn(16, 2)
+    t, r = model._times(16, x.device)
+
+    def gradient(part):
+        monkeypatch.setattr(model, "_times", lambda *_: (t[part], r[part]))
+        monkeypatch.setattr("likely.families.meanflow.torch.randn_like", lambda _: noise[part])
+        model.zero_grad()
+        model(x[part]).mean().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    halves = gradient(slice(8)), gradient(slice(8, 16))
+    torch.testing.assert_close(torch.stack(halves).mean(0), gradient(slice(16)), rtol=1e-4, atol=1e-6)
+    assert (halves[0] - halves[1]).abs().max() > 1e-3
