@@ -29,6 +29,7 @@ from likely.invertible import log_normal
 from likely.logprob import Kind, LogProb
 from likely.model import Fillable, Filled, Latent, Model, Traced, evaluating, expand_given, in_precision
 from likely.nets.conditioning import expand_like
+from likely.nets.known import Knowledge
 from likely.noise import Noise, log_mean_exp
 from likely.solve.denoise import Denoise, Watched
 from likely.solve.guidance import classifier_free
@@ -103,6 +104,8 @@ class Denoising(Model, Latent, Fillable, Traced, ABC):
             return under(given)
         if self.given_space is None:
             raise UsageError("This model is unconditional, p(x): there is nothing to guide by.", "Fit it with --given to condition it.")
+        if not any(part.drop for part in self.modules() if isinstance(part, Knowledge)):
+            raise UsageError("This model has not learnt to do without what it is given, as guidance asks.", "Fit it with --drop 0.1.")
         return classifier_free(under(given), under(None), self.schedule, guidance)
 
     def decoded(self, z: Tensor, t: Tensor, given: Tensor | None, guidance: float = 1.0) -> Tensor:
@@ -223,7 +226,7 @@ class Denoising(Model, Latent, Fillable, Traced, ABC):
         noise = noise or Noise(x, draws)
         solved, nats = self._solved(x, given, noise)
         z = (solved.z / self.schedule.prior_scale).flatten(1).to(torch.get_default_dtype())
-        return Relaxed(z, nats - log_normal(z), exact=False, draws=noise.draws)
+        return Relaxed(z, nats - log_normal(z), exact=False, draws=noise.draws, how=solved.how)
 
     @torch.no_grad()
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
@@ -248,8 +251,9 @@ class Denoising(Model, Latent, Fillable, Traced, ABC):
         seen: list[Tensor] = []
         with evaluating(self):
             plan, given = self.plan(sampler, steps, GRIDS[0], guidance, {}), expand_given(given, n)
-            x = self.drawn(plan, n, given, lambda z, t, mean: seen.append(self.lift.nearest(z / self.scale(t, z))))
-        yield from ((each, torch.zeros_like(each, dtype=torch.bool)) for each in [*seen, x])
+            x = self.drawn(plan, n, given, lambda z, t, mean: seen.append(z / self.scale(t, z)))
+            frames = [*map(self.lift.nearest, seen), x]  # afterwards, so that x is what `sample` draws from the same random state
+        yield from ((each, torch.zeros_like(each, dtype=torch.bool)) for each in frames)
 
     # -- fill -----------------------------------------------------------------------------------
 
