@@ -68,10 +68,14 @@ class Denoising(Model, Latent, Fillable, Traced, ABC):
     """
 
     usual: ClassVar[tuple[str, int]] = ("dpm-solver", 16)
-    tolerance: float = 1e-4
+    tolerance: float
     gaussian: bool = True
     lift: Lift
     schedule: Schedule
+
+    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
+        super().__init__(space, given=given, size=size)
+        self.tolerance = 1e-3 if size == "tiny" else 1e-4
 
     @abstractmethod
     def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:

@@ -55,7 +55,6 @@ class FlowMatching(Denoising, Likelihood):
     summary = "velocities along straight paths between noise and data; likelihood by the ODE"
     recipe = Recipe(lr=2e-3, ema=0.995, batch=128)
     net_role = "denoiser"
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"tolerance": 1e-3}, "small": {"tolerance": 1e-4}, "base": {"tolerance": 1e-4}}
     words: ClassVar[dict[str, tuple[str, ...]]] = {"coupling": tuple(COUPLINGS), "times": tuple(TIMES)}
 
     def __init__(
@@ -71,7 +70,7 @@ class FlowMatching(Denoising, Likelihood):
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
-        self.tolerance = self.options(size, tolerance=tolerance)["tolerance"]
+        self.tolerance = tolerance or self.tolerance
         check_words(self, coupling=coupling, times=times)
         if given is not None and coupling != "independent":
             raise UsageError(

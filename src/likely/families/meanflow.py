@@ -56,7 +56,6 @@ class MeanFlow(Denoising, Likelihood):
     summary = "average velocities: examples in one call of the net; likelihood by the ODE"
     recipe = Recipe(lr=2e-3, ema=0.995, batch=128, bf16=False)
     net_role = "denoiser"
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"tolerance": 1e-3}, "small": {"tolerance": 1e-4}, "base": {"tolerance": 1e-4}}
     usual: ClassVar[tuple[str, int]] = ("meanflow", 1)
     bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "heun", "steps": 32}
 
@@ -72,7 +71,7 @@ class MeanFlow(Denoising, Likelihood):
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
-        self.tolerance = self.options(size, tolerance=tolerance)["tolerance"]
+        self.tolerance = tolerance or self.tolerance
         self.instant = instant
         self.lift = Lift(space, few=0)
         self.schedule = noise_schedule("rectified", max(self.lift.log_snr, _ENDS[0]), _ENDS[1], scaling="rectified")

@@ -60,7 +60,6 @@ class ScoreModel(Denoising, Likelihood):
     summary = "scores of noisy data (NCSN, VP, VE and sub-VP equations); likelihood by the ODE"
     recipe = Recipe(lr=2e-3, ema=0.995, batch=128)
     net_role = "denoiser"
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"tolerance": 1e-3}, "small": {"tolerance": 1e-4}, "base": {"tolerance": 1e-4}}
     words: ClassVar[dict[str, tuple[str, ...]]] = {"sde": tuple(SHAPES), "objective": OBJECTIVES}
 
     def __init__(
@@ -77,7 +76,7 @@ class ScoreModel(Denoising, Likelihood):
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
-        self.tolerance = self.options(size, tolerance=tolerance)["tolerance"]
+        self.tolerance = tolerance or self.tolerance
         check_words(self, sde=sde, objective=objective)
         self.lift = Lift(space, few=0)
         if objective == "explicit" and self.lift.space.dims > _MOST_EXPLICIT:

@@ -21,7 +21,7 @@ from likely.solve.shapes import Shape
 
 __all__ = ["LearntShape"]
 
-_HALVINGS = 60  # of [0, 1], to the last bit of a double
+_TABLE, _NEWTON = 1024, 4  # places between which lambda is all but straight, and steps to the last bits of a double
 
 
 class LearntShape(nn.Module, Shape):
@@ -74,12 +74,15 @@ class LearntShape(nn.Module, Shape):
 
     @torch.no_grad()
     def time(self, log_snr: Tensor) -> Tensor:
-        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            early = self.log_snr(middle) > log_snr
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return (low + high) / 2
+        """By Newton's method from a table, between its two neighbouring places."""
+        table = torch.linspace(0, 1, _TABLE, dtype=log_snr.dtype, device=log_snr.device)
+        place = torch.searchsorted(-self.log_snr(table), -log_snr.contiguous()).clamp(1, _TABLE - 1)
+        low, high = table[place - 1], table[place]
+        t = (low + high) / 2
+        for _ in range(_NEWTON):
+            value, slope = self(t)
+            t = (t - (value - log_snr) / slope).clamp(low, high)
+        return t
 
     def steadied(self, t: Tensor, nats: Tensor) -> Tensor:
         r"""Zero, with the gradient that lowers the variance of `nats` [B], unbiased estimates of the bound at times t [B].
