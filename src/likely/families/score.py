@@ -22,6 +22,7 @@ References:
     | Maximum likelihood training of score-based diffusion models (Song et al., 2021) | https://arxiv.org/abs/2101.09258
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +43,7 @@ from likely.space import Space
 __all__ = ["ScoreModel"]
 
 OBJECTIVES = ("denoising", "likelihood", "sliced", "explicit")
-SHAPES = {"vp": ("linear-beta", 9.0, -10.0), "sub-vp": ("linear-beta", 9.0, -10.0), "ve": ("linear", 9.0, -8.0)}
+SHAPES = {"vp": ("linear-beta", 6.0, -10.0), "sub-vp": ("linear-beta", 6.0, -10.0), "ve": ("linear", 6.0, -8.0)}
 _MOST_EXPLICIT = 16  # entries, each of which costs a pass backward
 
 
@@ -58,7 +59,7 @@ class ScoreModel(Denoising, Likelihood):
     """
 
     summary = "scores of noisy data (NCSN, VP, VE and sub-VP equations); likelihood by the ODE"
-    recipe = Recipe(lr=2e-3, ema=0.995, batch=128)
+    recipe = Recipe(lr=2e-3, ema=0.995, batch=64)
     net_role = "denoiser"
     words: ClassVar[dict[str, tuple[str, ...]]] = {"sde": tuple(SHAPES), "objective": OBJECTIVES}
 
@@ -78,6 +79,8 @@ class ScoreModel(Denoising, Likelihood):
         super().__init__(space, given=given, size=size)
         self.tolerance = tolerance or self.tolerance
         check_words(self, sde=sde, objective=objective)
+        if space.layout == "columns":
+            self.recipe = replace(self.recipe, batch=256)
         self.lift = Lift(space, few=0)
         if objective == "explicit" and self.lift.space.dims > _MOST_EXPLICIT:
             raise UsageError(

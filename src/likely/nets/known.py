@@ -32,6 +32,7 @@ from likely.space import Space
 __all__ = ["Knowledge", "Known", "TimeEmbedding"]
 
 _SLOWEST, _FASTEST, _FREQUENCIES = math.pi / 8, 64 * math.pi, 20
+_FASTEST_OF_TWO = 2 * math.pi  # nets of two times are differentiated in time: what is fast would be all that the derivative sees
 
 
 class TimeEmbedding(nn.Module):
@@ -41,7 +42,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, times: int = 1) -> None:
         super().__init__()
-        steps = torch.logspace(math.log2(_SLOWEST), math.log2(_FASTEST), _FREQUENCIES, base=2)
+        fastest = _FASTEST if times == 1 else _FASTEST_OF_TWO
+        steps = torch.logspace(math.log2(_SLOWEST), math.log2(fastest), _FREQUENCIES, base=2)
         self.register_buffer("frequencies", steps, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(times * (2 * _FREQUENCIES + 1), width), nn.SiLU(), nn.Linear(width, width))
 
