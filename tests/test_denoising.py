@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import likely
 from exact import gaussian
 from likely import families
 from likely.errors import UsageError
@@ -120,6 +121,21 @@ def test_mixed_tables_with_missing_cells_are_filled(method):
     filled = model.fill(x, known, draws=3, method=method, steps=4)
     assert torch.equal(torch.where(known, filled.x, 0), torch.where(known, x, 0).expand(3, -1, -1))
     MIXED.check(filled.x.flatten(0, 1))
+
+
+def test_the_command_line_takes_the_methods_of_the_model(run, tmp_path):
+    space = Space.columns(*(Support("decimal", decimals=1, name=name) for name in "ab"))
+    likely.save(families.build("diffusion", space, size="tiny"), tmp_path / "m")
+    holes = tmp_path / "holes.csv"
+    holes.write_text("a,b\n0.5,\n1.5,2.0\n")
+    code, out, err = run(
+        "edit", tmp_path / "m", holes, "--method", "repaint", "--steps", "3", "--resamplings", "2", "--out", tmp_path / "done.csv"
+    )
+    assert code == 0, err
+    assert "repaint at 3 noise levels" in out + err
+    code, _, err = run("edit", tmp_path / "m", holes, "--method", "repant", "--out", tmp_path / "no.csv")
+    assert code == 2
+    assert "repaint" in err
 
 
 def test_what_is_unknown_is_not_looked_at():

@@ -238,6 +238,7 @@ def score(
 
 
 @app.command(
+    context_settings=OWN_OPTIONS,
     epilog="Examples:\n\nlikely edit my-digits photo.png --box 0,14,28,28 --draws 9 --out halves.png\n\n"
     "likely edit my-faces faces/ --mask white-where-unknown.png --out repaired/\n\n"
     'likely edit my-text --text "To be or ___ to be"\n\n'
@@ -246,6 +247,7 @@ def score(
 )
 @reads("layout", "resize", "precision", "missing", "header")
 def edit(
+    context: typer.Context,
     folder: FolderArg,
     data: Annotated[
         str | None, typer.Argument(metavar="INPUT", help="Image, folder of them, .npz, text or table.", show_default=False)
@@ -276,13 +278,14 @@ def edit(
     (multiple imputations) stand one after another in one file, told apart by a first column `draw`.
 
     It says how it was filled: exactly, or by particles (more are better) and how many of them count.
+    Further options are the model's own, such as --method repaint and --steps 48 of diffusion.
     """
     from likely import filling, inputs, printing
 
     space = inputs.space_of(folder)
     out = out or (None if space.textual else Path(printing.default_name(space, "edited")))
     how = {"known": mask, "boxes": box or (), "gap": gap, "draws": draws, "given": given, "seed": seed, "overwrite": overwrite}
-    how |= {} if particles is None else {"particles": particles}
+    how |= {**({} if particles is None else {"particles": particles}), **extra_options(context.args)}
     with printing.progress("filling") as tick:
         done = filling.edit(folder, data, text=text, out=out, progress=tick, **how, **read)
     printing.edited(done, out)
