@@ -208,3 +208,36 @@ def test_fitted_models_take_every_sampler_by_name(name):
         GRID.check(model.sample(3, sampler=sampler, steps=4, **options))
     with pytest.raises(UsageError, match="no option 'eta'"):
         model.sample(3, sampler="heun", eta=0.5)
+
+
+# --- variations --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_noise_gives_an_example_back_and_all_noise_another(name):
+    model = perturbed(name)
+    torch.manual_seed(1)
+    x = model.sample(20)
+    assert (model.vary(x, strength=0.0) == x).double().mean() > 0.95
+    assert not torch.equal(model.vary(x, strength=1.0), x)
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        model.vary(x, strength=1.5)
+
+
+def test_variations_follow_the_law_of_the_data_and_are_the_liker_the_less_noise():
+    model, _ = perfect()
+    torch.manual_seed(2)
+    x = model.sample(4000, steps=40)
+    kinship = []
+    for strength in (0.3, 0.6, 1.0):
+        like = model.vary(x, strength=strength, steps=60)
+        torch.testing.assert_close(like.T.cov(), x.T.cov(), atol=0.1, rtol=0.05)
+        kinship.append(torch.corrcoef(torch.stack([x[:, 0], like[:, 0]]))[0, 1].item())
+    assert kinship[0] > kinship[1] + 0.05
+    assert kinship[1] > kinship[2] + 0.05
+    assert abs(kinship[2]) < 0.06
+
+
+def test_what_was_trained_with_coupled_noise_varies_nothing():
+    with pytest.raises(UsageError, match="coupling=independent"):
+        perturbed("flow-matching", coupling="ot").vary(torch.zeros(1, 1, 3, 3, dtype=torch.int64))

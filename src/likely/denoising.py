@@ -46,6 +46,7 @@ __all__ = ["Denoising", "Plan", "See", "check_words", "rows"]
 _EXACT_UP_TO, _PROBES = 16, 2  # entries whose divergence is exact, and signs that estimate it beyond
 _CHUNK = 2**16  # numbers per call of the net outside training
 See = Callable[[Tensor, Tensor, Tensor], None]  # what each call of the net was for: z, t [B] and the mean
+_SOLVER = "dpm-solver", 16
 _STRAIGHT = ("ddim", "euler", "heun", "dpm-solver")  # samplers that add no noise of their own
 
 
@@ -67,7 +68,7 @@ class Denoising(Model, Latent, Fillable, Traced, ABC):
         gaussian: whether the noise of an example is normal, so that samplers may add noise.
     """
 
-    usual: ClassVar[tuple[str, int]] = ("dpm-solver", 16)
+    usual: ClassVar[tuple[str, int]] = _SOLVER
     tolerance: float
     gaussian: bool = True
     lift: Lift
@@ -180,9 +181,48 @@ class Denoising(Model, Latent, Fillable, Traced, ABC):
 
     def drawn(self, plan: Plan, n: int, given: Tensor | None, see: See | None = None) -> Tensor:
         """From noise to n examples, the last call of the net being the decoder's."""
-        z = self.schedule.prior_scale * self.lift.start(n, next(self.parameters()).device)
+        return self._walked(plan, self.schedule.prior_scale * self.lift.start(n, next(self.parameters()).device), given, see)
+
+    def _walked(self, plan: Plan, z: Tensor, given: Tensor | None, see: See | None = None) -> Tensor:
+        """From z at the first of a plan's times."""
         z = find_sampler(plan.sampler)(Watched(self.denoiser(given, plan.guidance), see), self.schedule, z, plan.times, **plan.options)
-        return self.decoded(z, plan.times[-1].expand(n).to(z.device), given, plan.guidance)
+        return self.decoded(z, plan.times[-1].expand(len(z)).to(z.device), given, plan.guidance)
+
+    @torch.no_grad()
+    def vary(
+        self,
+        x: Tensor,
+        given: Tensor | None = None,
+        *,
+        strength: float = 0.5,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Others like x [n, *shape] (image to image): noise is added up to a level, and a sampler walks back from there.
+
+        Args:
+            strength: of the noise, as a share of the sampler's levels: 0 gives x all but back, 1 anything.
+            given: what the others are conditioned on, which may be another than x had.
+            sampler, steps, guidance: as of `sample`; as large a share of the steps is walked.
+
+        References:
+            | SDEdit: guided image synthesis and editing with stochastic differential equations (Meng et al., 2022) | https://arxiv.org/abs/2108.01073
+        """
+        if not 0 <= strength <= 1:
+            raise UsageError(f"A strength of {strength} is no share of the noise.", "It goes from 0 to 1.")
+        self.space.check(x)
+        if not self.gaussian:
+            raise UsageError(
+                "Noise was coupled to examples in training, so they cannot have any noise.", "Train with coupling=independent."
+            )
+        plan = self.plan(sampler or _SOLVER[0], _SOLVER[1] if steps is None else steps, GRIDS[0], guidance, {})
+        given = expand_given(given, len(x))
+        plan = plan._replace(times=plan.times[round((1 - strength) * (len(plan.times) - 1)) :])
+        with evaluating(self):
+            e, _ = self.lift(x, Noise(x))
+            alpha, sigma = self.schedule(plan.times[0].to(e.device))
+            return self._walked(plan, (alpha * e + sigma * torch.randn_like(e)).to(e), given)
 
     # -- the differential equation --------------------------------------------------------------
 
