@@ -20,6 +20,7 @@ LAYERS = [
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
     ["stepwise", "dynamic", "completion", "dequantization"],
     ["ancestral", "invertible"],
+    ["probability_flow"],
     ["denoising"],
     ["variational_bound"],
     ["families"],

@@ -1,18 +1,12 @@
-r"""What every model of noisy data does alike: draw, encode, decode and fill, all by what it says of the clean example.
+r"""What every model of noisy data does alike: draw, vary and fill, all by what it says of the clean example.
 
     z_t = alpha_t e + sigma_t eps,   eps ~ N(0, I)          p(e | z_t) has the mean m(z_t, t) and variance V(z_t, t)
 
 e is the example lifted to reals (`solve.posterior.Lift`). A family says what p(e | z_t) is, for alpha^2 + sigma^2 = 1; other scalings
-are changes of variable, made here. Any sampler then walks from noise to data. The ordinary differential equation among
-them is invertible, so that an example has a latent and a density:
-
-    log p(x) >= E_q(z_0 | x) [ log p(x | z_0) - log q(z_0 | x) + log p(z_0) ],       log p(z_0) = log N(z_1; 0, I) + int div
-
-Entries of finitely many values are noised to z_0 and decoded by Bayes' rule, p(x | z_0), which is all but certain there; numbers
-that are relaxed already are z_0 = alpha_0 e itself. So nothing is dequantized but what `Space.relax` dequantizes.
+are changes of variable, made here. Any sampler then walks from noise to data, from part of the noise to variations of an example, or
+held to what is known of one. Latents and densities are those of the differential equation (`probability_flow`).
 
 References:
-    | Score-based generative modeling through stochastic differential equations (Song et al., 2021) | https://arxiv.org/abs/2011.13456
     | Classifier-free diffusion guidance (Ho and Salimans, 2022) | https://arxiv.org/abs/2207.12598
 """
 
@@ -25,25 +19,20 @@ import torch
 from torch import Tensor
 
 from likely.errors import UsageError, nearest
-from likely.invertible import log_normal
-from likely.logprob import Kind, LogProb
-from likely.model import Fillable, Filled, Latent, Model, Traced, evaluating, expand_given, in_precision
+from likely.model import Fillable, Filled, Model, Traced, evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.known import Knowledge
-from likely.noise import Noise, log_mean_exp
+from likely.noise import Noise
+from likely.probability_flow import ProbabilityFlow
 from likely.solve.denoise import Denoise, Watched
 from likely.solve.guidance import classifier_free
 from likely.solve.inpainting import INPAINTERS
-from likely.solve.noise import Schedule
 from likely.solve.parametrisation import convert
-from likely.solve.posterior import Lift, Posterior
-from likely.solve.probability_flow import Density, decode, log_density
+from likely.solve.posterior import Posterior
 from likely.solve.samplers import GRIDS, SAMPLERS, find_sampler, grid, sampler_options
-from likely.space import Relaxed, Space
 
 __all__ = ["Denoising", "Plan", "See", "check_words", "rows"]
 
-_EXACT_UP_TO, _PROBES = 16, 2  # entries whose divergence is exact, and signs that estimate it beyond
 _CHUNK = 2**16  # numbers per call of the net outside training
 See = Callable[[Tensor, Tensor, Tensor], None]  # what each call of the net was for: z, t [B] and the mean
 _SOLVER = "dpm-solver", 16
@@ -59,25 +48,16 @@ class Plan(NamedTuple):
     guidance: float
 
 
-class Denoising(Model, Latent, Fillable, Traced, ABC):
+class Denoising(ProbabilityFlow, Fillable, Traced, ABC):
     """Says what the clean example is, given a noisy one.
 
     Class data:
         usual: sampler, and how many times the net is called at, where none are asked for.
-        tolerance: of the differential equation, by which densities and latents are solved.
         gaussian: whether the noise of an example is normal, so that samplers may add noise.
     """
 
     usual: ClassVar[tuple[str, int]] = _SOLVER
-    tolerance: float
     gaussian: bool = True
-    lift: Lift
-    schedule: Schedule
-
-    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
-        super().__init__(space, given=given, size=size)
-        # of many entries the solver's error is little beside that of the divergence's estimate
-        self.tolerance = 1e-3 if size == "tiny" or space.dims > _EXACT_UP_TO else 1e-4
 
     @abstractmethod
     def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
@@ -223,64 +203,6 @@ class Denoising(Model, Latent, Fillable, Traced, ABC):
             e, _ = self.lift(x, Noise(x))
             alpha, sigma = self.schedule(plan.times[0].to(e.device))
             return self._walked(plan, (alpha * e + sigma * torch.randn_like(e)).to(e), given)
-
-    # -- the differential equation --------------------------------------------------------------
-
-    @property
-    def deviation(self) -> float:
-        """Of the noise that is left at t = 0."""
-        return math.exp(-self.schedule.start / 2)
-
-    def ode_log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
-        """log p(x) of what the differential equation draws, solved for each row with steps of its own; nats [B].
-
-        The divergence is exact for up to 16 entries; beyond, Hutchinson's estimate by signs that are a function of the row.
-        """
-        solved, nats = self._solved(x, given, noise)
-        kind: Kind = "lower bound" if self.lift.levels is not None or self.lift.dequantizes else "numerical"
-        how = "; ".join(h for h in (solved.how, self.lift.dequantizes and "uniform dequantization") if h)
-        how += f", K={noise.draws}" if kind == "lower bound" else ""
-        if solved.stderr is None:
-            return LogProb(log_mean_exp(nats, noise.draws), kind, how=how)
-        # exp of an estimate is none of exp: logs are averaged, which stays a bound
-        stderr = solved.stderr.view(noise.draws, -1).square().mean(0).sqrt() / math.sqrt(noise.draws)
-        return LogProb(nats.view(noise.draws, -1).mean(0), kind, stderr=stderr, how=how)
-
-    def _solved(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Density, Tensor]:
-        """The equation's density of the lifted example, and the bound on log p(x), nats [draws * B]."""
-        e, nats = self.lift(x, noise)
-        blurred, more = self.lift.noised(e, self.deviation, noise)
-        probes = None if self.lift.space.dims <= _EXACT_UP_TO else noise.uniform(_PROBES, *e.shape[1:]).sub(0.5).sign()
-        context = () if given is None else (noise.repeat(given),)
-        # in double precision a row's steps do not hang on what is beside it in a matrix product
-        with evaluating(self), in_precision(self, torch.float64):
-            solved = log_density(
-                self._conditional, self.schedule, blurred.double(), probes=probes, tolerance=self.tolerance, context=context
-            )
-        return solved, solved.nats + nats + more + self.lift.log_decoded(noise.repeat(x), blurred, self.deviation)
-
-    def _conditional(self, z: Tensor, t: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.denoiser(given)(z, t)
-
-    @property
-    def latent(self) -> Space:
-        return Space.reals(self.lift.space.dims)
-
-    def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1, noise: Noise | None = None) -> Relaxed:
-        """The noise that the differential equation carries an example to, standard normal, and log p(x) less the noise's."""
-        noise = noise or Noise(x, draws)
-        solved, nats = self._solved(x, given, noise)
-        z = (solved.z / self.schedule.prior_scale).flatten(1).to(torch.get_default_dtype())
-        return Relaxed(z, nats - log_normal(z), exact=False, draws=noise.draws, how=solved.how)
-
-    @torch.no_grad()
-    def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
-        """Examples from standard normal noise [B, dims] by the differential equation."""
-        noise = self.schedule.prior_scale * z.view(-1, *self.lift.space.shape)
-        given = expand_given(given, len(z))
-        with evaluating(self):
-            e = decode(self._conditional, self.schedule, noise, tolerance=self.tolerance, context=() if given is None else (given,)).to
-        return self.lift.settle(e, self.deviation)
 
     @torch.no_grad()
     def trace(

@@ -177,7 +177,8 @@ def _mass_by_quadrature(model: Likelihood, room: Room) -> str | None:
         return None
     first = model.log_prob(torch.zeros(1, 2))
     sure = first.kind == "numerical" and first.stderr is None  # more draws would be the same
-    draws, side = (1, 321) if first.kind == "exact" else (1 if sure else max(2, room.draws // 5), 65)
+    often = (1, 49) if sure else (max(2, room.draws // 5), 65)
+    draws, side = (1, 321) if first.kind == "exact" else often
     line = torch.linspace(-6, 6, side)
     points = torch.cartesian_prod(line, line)
     if first.kind == "exact":
