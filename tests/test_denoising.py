@@ -241,3 +241,23 @@ def test_variations_follow_the_law_of_the_data_and_are_the_liker_the_less_noise(
 def test_what_was_trained_with_coupled_noise_varies_nothing():
     with pytest.raises(UsageError, match="coupling=independent"):
         perturbed("flow-matching", coupling="ot").vary(torch.zeros(1, 1, 3, 3, dtype=torch.int64))
+
+
+# --- what is asked for and cannot be -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["score", "flow-matching", "meanflow"])
+def test_a_tolerance_of_nothing_is_refused(name):
+    with pytest.raises(UsageError, match=r"tolerance of 0\.0"):
+        families.build(name, GRID, size="tiny", tolerance=0.0)
+    assert families.build(name, GRID, size="tiny", tolerance=0.02).tolerance == 0.02
+
+
+def test_more_rows_than_fit_at_once_are_filled_each_by_its_own(monkeypatch):
+    monkeypatch.setattr("likely.denoising._CHUNK", 4 * GRID.dims)
+    model = perturbed("diffusion", given=Space.label(2))
+    torch.manual_seed(3)
+    x, known, label = torch.randint(4, (5, *GRID.shape)), torch.rand(5, *GRID.shape) < 0.5, torch.arange(5)[:, None] % 2
+    filled = model.fill(x, known, label, draws=3, steps=4)
+    assert filled.x.shape == (3, 5, *GRID.shape)
+    assert torch.equal(filled.x[:, known], x[known].expand(3, -1))

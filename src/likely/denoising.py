@@ -247,19 +247,26 @@ class Denoising(ProbabilityFlow, Fillable, Traced, ABC):
         if method != "posterior" and not self.gaussian:
             raise UsageError(f"The method '{method}' adds noise, which is wrong where noise was coupled to examples.", "Take posterior.")
         x = torch.where(known, x, torch.zeros((), dtype=x.dtype, device=x.device))  # what is unknown is not looked at
-        rows_of, mask, given = (_copied(v, draws) for v in (x, known, given))
-        e, _ = self.lift(rows_of, Noise(rows_of))
-        walk, lifted = INPAINTERS[method], self.lift.entries_of(mask)
         options: dict[str, Any] = {"resamplings": resamplings} if method == "repaint" else {}
         options |= {} if self.gaussian else {"sampler": "dpm-solver"}
+        copies, mask, given = (_copied(v, draws) for v in (x, known, given))
+        size = max(1, _CHUNK // self.lift.space.dims)
+        parts = [slice(i, i + size) for i in range(0, max(len(copies), 1), size)]
         with evaluating(self), torch.no_grad():
-            z = self.schedule.prior_scale * torch.randn_like(e)
-            times = grid(GRIDS[0], self.schedule, steps)
-            z = walk(self.denoiser(given), self.schedule, z, times, e, lifted, **options)
-            drawn = self.decoded(z, times[-1].expand(len(z)).to(z.device), given)
-        filled = torch.where(mask, rows_of, drawn).view(draws, *x.shape)
+            walk, times = INPAINTERS[method], grid(GRIDS[0], self.schedule, steps)
+            drawn = torch.cat([self._held(walk, times, copies[p], mask[p], rows(given, p.start, size), options) for p in parts])
+        filled = torch.where(mask, copies, drawn).view(draws, *x.shape)
         sure = torch.full((draws, len(x)), math.inf, dtype=torch.float64, device=x.device)
         return Filled(filled, False, sure, f"{method} at {steps} noise levels, an approximation of p(unknown | known)")
+
+    def _held(
+        self, walk: Callable[..., Tensor], times: Tensor, x: Tensor, known: Tensor, given: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        """Examples by a walk from noise that is held to the known entries of x."""
+        e, _ = self.lift(x, Noise(x))
+        z = self.schedule.prior_scale * torch.randn_like(e)
+        z = walk(self.denoiser(given), self.schedule, z, times, e, self.lift.entries_of(known), **options)
+        return self.decoded(z, times[-1].expand(len(z)).to(z.device), given)
 
 
 def _copied(v: Tensor | None, draws: int) -> Any:

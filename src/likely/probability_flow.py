@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from likely.errors import UsageError
 from likely.invertible import log_normal
 from likely.logprob import Kind, LogProb
 from likely.model import Latent, Model, evaluating, expand_given, in_precision
@@ -43,10 +44,15 @@ class ProbabilityFlow(Model, Latent, ABC):
     lift: Lift
     schedule: Schedule
 
-    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
+    def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", tolerance: float | None = None) -> None:
         super().__init__(space, given=given, size=size)
+        if tolerance is not None and not tolerance > 0:
+            raise UsageError(
+                f"A differential equation cannot be solved to a tolerance of {tolerance}.", "Give a small number, such as 1e-4."
+            )
         # of many entries the solver's error is little beside that of the divergence's estimate
-        self.tolerance = 1e-3 if size == "tiny" or space.dims > _EXACT_UP_TO else 1e-4
+        usual = 1e-3 if size == "tiny" or space.dims > _EXACT_UP_TO else 1e-4
+        self.tolerance = usual if tolerance is None else tolerance
 
     @abstractmethod
     def denoiser(self, given: Tensor | None, guidance: float = 1.0) -> Denoise:

@@ -70,8 +70,7 @@ class FlowMatching(Denoising, Likelihood):
         net: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(space, given=given, size=size)
-        self.tolerance = tolerance or self.tolerance
+        super().__init__(space, given=given, size=size, tolerance=tolerance)
         check_words(self, coupling=coupling, times=times)
         if given is not None and coupling != "independent":
             raise UsageError(

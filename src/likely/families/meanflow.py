@@ -71,8 +71,7 @@ class MeanFlow(Denoising, Likelihood):
         net: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(space, given=given, size=size)
-        self.tolerance = tolerance or self.tolerance
+        super().__init__(space, given=given, size=size, tolerance=tolerance)
         if space.layout == "columns":
             self.recipe = replace(self.recipe, batch=256)
         self.instant = instant

@@ -76,8 +76,7 @@ class ScoreModel(Denoising, Likelihood):
         net: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(space, given=given, size=size)
-        self.tolerance = tolerance or self.tolerance
+        super().__init__(space, given=given, size=size, tolerance=tolerance)
         check_words(self, sde=sde, objective=objective)
         if space.layout == "columns":
             self.recipe = replace(self.recipe, batch=256)
