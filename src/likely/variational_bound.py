@@ -38,7 +38,8 @@ __all__ = ["Terms", "VariationalBound"]
 _EVALUATED, _VALIDATED = 24, 8  # terms of the bound per draw, in log_prob and in validation
 _CHUNK = 2**16  # numbers per call of the net outside training
 _CONTINUOUS = 128  # steps that stand for continuous time in ancestral sampling
-_DECODED = 1 / 64  # share of continuous time's draws that are spent on L_0
+_DECODED = 1 / 64  # share of the draws of continuous time, and of many steps, that are spent on L_0
+_MANY = 128  # steps
 _PARTS = 128  # of continuous time in a report: two for L_0, and the others for equal parts of time
 
 
@@ -110,8 +111,11 @@ class VariationalBound(Denoising, Likelihood, ABC):
         """L_T [B], each L_t [T, B] and L_0 [B] of each example, nats."""
         noise = Noise(x, seed=seed)
         e, nats = self.lift(x, noise)
-        count, of_decoder = (self.steps + 1, 1) if self.steps else (_PARTS, round(_PARTS * _DECODED))
-        every = self._drawn(e, x, given, noise, count) / count
+        edges, of_decoder = torch.linspace(0, 1, _PARTS + 1, dtype=torch.float64), round(_PARTS * _DECODED)
+        if self.steps:
+            later = torch.linspace(self._share, 1, self.steps + 1, dtype=torch.float64)
+            edges, of_decoder = torch.cat([later.new_zeros(1), later]), 1
+        every = self._drawn(e, x, given, noise, edges) * edges.diff().to(e.device)[:, None]
         prior = prior_kl(e, self.schedule.end).flatten(1).sum(1)
         return prior, every[of_decoder:], every[:of_decoder].sum(0) + self.lift.detail - nats
 
@@ -128,14 +132,15 @@ class VariationalBound(Denoising, Likelihood, ABC):
         """Unbiased bounds on -log p(x) from one term of each of `strata` equal parts of them, nats [strata, draws * batch]."""
         e, nats = self.lift(x, noise)
         x, given = noise.repeat(x), None if given is None else noise.repeat(given)
-        return self._drawn(e, x, given, noise, strata) + self._ends(e) - nats
+        return self._drawn(e, x, given, noise, torch.linspace(0, 1, strata + 1, dtype=torch.float64)) + self._ends(e) - nats
 
-    def _drawn(self, e: Tensor, x: Tensor, given: Tensor | None, noise: Noise, strata: int) -> Tensor:
-        """One term of each of `strata` equal parts of them, each an estimate of their sum, nats [strata, rows of e]."""
+    def _drawn(self, e: Tensor, x: Tensor, given: Tensor | None, noise: Noise, edges: Tensor) -> Tensor:
+        """One term between each two edges of u in [0, 1], each over the chance that it is picked of all; nats [strata, rows of e]."""
         at_once = max(1, _CHUNK // e.numel())
+        low, width = edges.tolist(), edges.diff().tolist()
         terms = []
-        for group in torch.arange(strata).split(at_once):  # in one call of the net; the noise must not depend on how many
-            u, eps = zip(*(((k + noise.uniform()) / strata, noise.normal(*e.shape[1:]).to(e)) for k in group.tolist()))
+        for group in torch.arange(len(width)).split(at_once):  # in one call of the net; the noise must not depend on how many
+            u, eps = zip(*((low[k] + width[k] * noise.uniform(), noise.normal(*e.shape[1:]).to(e)) for k in group.tolist()))
             where = None if given is None else _copies(given, len(group))
             several = self._term(_copies(e, len(group)), _copies(x, len(group)), where, torch.cat(eps), torch.cat(u))
             terms.append(several.view(len(group), -1))
@@ -150,10 +155,17 @@ class VariationalBound(Denoising, Likelihood, ABC):
         return self._step(e, x, given, eps, u) if self.steps else self._instant(e, x, given, eps, u)
 
     def _step(self, e: Tensor, x: Tensor, given: Tensor | None, eps: Tensor, u: Tensor) -> Tensor:
-        term = (u.double() * (self.steps + 1)).long().clamp_max(self.steps)
+        share = self._share
+        term = (1 + (u.double() - share) / (1 - share) * self.steps).floor().long().clamp(0, self.steps)
         t = term.double() / self.steps
         alpha, sigma = self.level(t, e)
-        return self.term_nats(term, e, x, self.posterior(alpha * e + sigma * eps, t, given))
+        nats = self.term_nats(term, e, x, self.posterior(alpha * e + sigma * eps, t, given)) / (self.steps + 1)
+        return torch.where(term == 0, nats / share, nats * self.steps / (1 - share))
+
+    @property
+    def _share(self) -> float:
+        """Of the draws that go to L_0: as to any other term, but more where there are so many that it would hardly ever be asked."""
+        return 1 / (self.steps + 1) if self.steps < _MANY else _DECODED
 
     def term_nats(self, term: Tensor, e: Tensor, x: Tensor, posterior: Posterior) -> Tensor:
         """L_0 (term 0) less what is known of it, or L_t (1..T), [B], over the chance of 1 / (T + 1) with which it is picked; nats [B]."""
