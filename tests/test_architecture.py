@@ -30,7 +30,7 @@ LAYERS = [
     ["enumeration"],
     ["laws"],
     ["checks", "worker", "launch", "board", "report"],
-    ["inputs", "verbs", "filling", "latents", "tracing", "health"],
+    ["inputs", "verbs", "filling", "latents", "tracing", "varying", "health"],
     ["arguments", "printing", "cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -22,6 +22,7 @@ __all__ = [
     "ValuesOption",
     "extra_options",
     "family_options",
+    "idle",
     "named_family",
     "read_box",
     "read_pair",
@@ -123,6 +124,13 @@ def extra_options(args: list[str]) -> dict[str, Any]:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
         found[name.replace("-", "_")] = plain_value(text)
     return found
+
+
+def idle(why: str, **options: Any) -> None:
+    """Raise a UsageError for the first option that was used, since it means nothing."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{why}, so --{name} means nothing.", "Leave one of the two out.")
 
 
 def named_family(model: str, args: list[str]) -> tuple[str, list[str]]:

@@ -20,6 +20,7 @@ from likely.arguments import (
     ValuesOption,
     extra_options,
     family_options,
+    idle,
     named_family,
     read_box,
     read_pair,
@@ -191,7 +192,7 @@ def sample(
         printing.sampled(x, model.space, out)
         return
     if trace is not None:
-        out = out or Path(printing.default_name(model.space, "trace"))
+        out = out or sources.default_frames_path(model.space)
         sources.check_frames_path(out, model.space, overwrite=overwrite)
         x, hidden = tracing.trace(model, 8 if n is None else n, trace, given=given, seed=seed, **extra_options(context.args))
         typer.echo(sources.write_frames(x, hidden, model.space, out, overwrite=overwrite))
@@ -243,7 +244,8 @@ def score(
     "likely edit my-faces faces/ --mask white-where-unknown.png --out repaired/\n\n"
     'likely edit my-text --text "To be or ___ to be"\n\n'
     "likely edit my-text draft.txt --gap '#' --out done.txt\n\n"
-    "likely edit my-table holes.csv --draws 5 --out imputed.csv",
+    "likely edit my-table holes.csv --draws 5 --out imputed.csv\n\n"
+    "likely edit my-digits photo.png --strength .5 --draws 9 --out like-it.png   (others like it, by a model that can vary)",
 )
 @reads("layout", "resize", "precision", "missing", "header")
 def edit(
@@ -261,7 +263,17 @@ def edit(
             "--box", help="An unknown rectangle of images (repeatable).", parser=read_box, metavar="X0,Y0,X1,Y1", show_default=False
         ),
     ] = None,
-    draws: Annotated[int, typer.Option("--draws", help="Ways to fill it, drawn independently.")] = 1,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength",
+            min=0.0,
+            max=1.0,
+            help="Fill nothing, but draw others like INPUT: 0 gives it back, 1 anything. Of diffusion models.",
+            show_default=False,
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Results of each example, drawn independently.")] = 1,
     particles: Annotated[
         int | None, typer.Option("--particles", help="That walk for each draw where it is not exact.", show_default="64")
     ] = None,
@@ -279,10 +291,20 @@ def edit(
 
     It says how it was filled: exactly, or by particles (more are better) and how many of them count.
     Further options are the model's own, such as --method repaint and --steps 48 of diffusion.
+
+    With --strength nothing is filled: noise is added to each example, as much as that says, and taken away again, which
+    leaves others like it, or, of a conditional model, what --given makes of it.
     """
-    from likely import filling, inputs, printing
+    from likely import filling, inputs, printing, varying
 
     space = inputs.space_of(folder)
+    if strength is not None:
+        idle(f"Nothing is filled with --strength {strength}", mask=mask, box=box, text=text, particles=particles)
+        out, how = out or Path(printing.default_name(space, "edited")), {"given": given, "seed": seed, **extra_options(context.args)}
+        with printing.progress("varying") as tick:
+            x = varying.vary(folder, data, strength, out=out, overwrite=overwrite, draws=draws, progress=tick, **how, **read)
+        printing.sampled(x, space, out)
+        return
     out = out or (None if space.textual else Path(printing.default_name(space, "edited")))
     how = {"known": mask, "boxes": box or (), "gap": gap, "draws": draws, "given": given, "seed": seed, "overwrite": overwrite}
     how |= {**({} if particles is None else {"particles": particles}), **extra_options(context.args)}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from likely.errors import UsageError, nearest
-from likely.model import Fillable, Filled, Model, Traced, evaluating, expand_given
+from likely.model import Fillable, Filled, Model, Traced, Varied, evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.known import Knowledge
 from likely.noise import Noise
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     guidance: float
 
 
-class Denoising(ProbabilityFlow, Fillable, Traced, ABC):
+class Denoising(ProbabilityFlow, Fillable, Traced, Varied, ABC):
     """Says what the clean example is, given a noisy one.
 
     Class data:

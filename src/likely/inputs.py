@@ -21,8 +21,8 @@ __all__ = [
     "card_of",
     "check_options",
     "reading_options",
-    "sampler_of",
     "space_of",
+    "that_draws",
 ]
 
 READING = ("layout", "tile", "resize", "precision", "missing", "header")  # options of `load` that new data are read by, too
@@ -72,11 +72,11 @@ def card_of(model: Model | str | Path) -> dict[str, Any]:
     return {} if isinstance(model, Model) else store.read_config(model)["data"]
 
 
-def sampler_of(model: Model) -> Any:
-    """The `sample` whose keywords are options of this model's: its own, or that of the part which it hands them on to."""
+def that_draws(model: Model) -> Any:
+    """The model whose methods' keywords are options of this one's: itself, or the part that it hands them on to."""
     while isinstance(model, Combined) and model.hands_on:
         model = model.members[-1]  # type: ignore[assignment]
-    return model.sample
+    return model
 
 
 def check_options(method: Any, how: dict[str, Any], what: str, *, without: tuple[str, ...] = ()) -> None:

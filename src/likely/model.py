@@ -42,6 +42,7 @@ __all__ = [
     "Starts",
     "Stepwise",
     "Traced",
+    "Varied",
     "Weighted",
     "evaluating",
     "expand_given",
@@ -273,6 +274,14 @@ class Traced(ABC):
     @abstractmethod
     def trace(self, n: int, given: Tensor | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """(x [n, *shape] in data units, which of its entries are hidden) after each call of the net, the last being examples."""
+
+
+class Varied(ABC):
+    """Draws others like an example."""
+
+    @abstractmethod
+    def vary(self, x: Tensor, given: Tensor | None = None, *, strength: float = 0.5) -> Tensor:
+        """Others like x [n, *shape], the less so the greater the strength: 0 gives x all but back, 1 anything."""
 
 
 class Coded(ABC):

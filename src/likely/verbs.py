@@ -17,9 +17,9 @@ from likely import families, sources, store, train
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.evaluation.measure import held_out_bits, log_prob
-from likely.inputs import as_data, as_given, as_model, built_in_test, card_of, check_options, reading_options, sampler_of
+from likely.inputs import as_data, as_given, as_model, built_in_test, card_of, check_options, reading_options, that_draws
 from likely.logprob import of_text
-from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, Traced, Weighted, expand_given
+from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, Traced, Varied, Weighted, expand_given
 from likely.noise import seeded
 from likely.space import Space
 from likely.variational_bound import Terms, VariationalBound
@@ -33,6 +33,7 @@ _ABILITIES: dict[str, type] = {
     "codec": Coded,
     "fill": Fillable,
     "trace": Traced,
+    "vary": Varied,
     "closed form": ClosedForm,
     "weights": Weighted,
 }
@@ -112,7 +113,7 @@ def sample(
 
 def _sampling(model: Model, how: dict[str, Any]) -> dict[str, Any]:
     """Options of the model's sampler, checked; strings as symbols."""
-    check_options(sampler_of(model), how, "sampler", without=("with_log_prob",))  # `sample` returns examples alone
+    check_options(that_draws(model).sample, how, "sampler", without=("with_log_prob",))  # `sample` returns examples alone
     symbols = {name: how[name] for name in ("prompt", "stop") if how.get(name) is not None}
     return {**how, **{name: _symbols(text, model.space) for name, text in symbols.items()}}
 

@@ -38,11 +38,11 @@ from torch import Tensor, nn
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.logprob import Kind, LogProb, compose
-from likely.model import Amortised, ClosedForm, Combined, Latent, Likelihood, Model, Phase, expand_given
+from likely.model import Amortised, ClosedForm, Combined, Latent, Likelihood, Model, Phase, Varied, expand_given
 from likely.noise import Noise, log_mean_exp
 from likely.space import Relaxed, Space
 
-__all__ = ["Stacked", "StackedLatent", "StackedLikelihood"]
+__all__ = ["Stacked", "StackedLatent", "StackedLikelihood", "StackedVaried"]
 
 _ROWS = 256  # examples that are encoded at once
 _LATENTS = 2**24  # numbers that latents of the training split may take up in all, by draws of each example
@@ -84,7 +84,9 @@ class Stacked(Model, Combined):
             raise UsageError(f"A stack has two parts, not {len(members)}.", "Write stacked(vae, diffusion), or vae > diffusion.")
         if not issubclass(members[1], Likelihood):
             return cls
-        return StackedLatent if issubclass(members[1], Latent) else StackedLikelihood
+        if not issubclass(members[1], Latent):
+            return StackedLikelihood
+        return StackedVaried if issubclass(members[1], Varied) else StackedLatent
 
     @classmethod
     def place(cls, space: Space, given: Space | None, before: Sequence[Model]) -> tuple[Space, Space | None]:
@@ -237,6 +239,17 @@ class StackedLatent(StackedLikelihood, Latent):
 
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         return self._decoded(self.second.decode(z, given), given)
+
+
+class StackedVaried(StackedLatent, Varied):
+    """With latents that the second varies."""
+
+    @torch.no_grad()
+    def vary(self, x: Tensor, given: Tensor | None = None, *, strength: float = 0.5, **how: Any) -> Tensor:
+        """Others like x [n, *shape]: the first decodes what the second makes of its latents, `how` being options of the second's."""
+        self.space.check(x)
+        given = expand_given(given, len(x))
+        return self._decoded(self.second.vary(self._encoded(x, given, Noise(x)).value, given, strength=strength, **how), given)
 
 
 def _log_normal(z: Tensor) -> Tensor:

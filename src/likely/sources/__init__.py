@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from likely.sources.augmenting import augment_batch
     from likely.sources.examples import Examples, Options
     from likely.sources.facts import describe, print_description
-    from likely.sources.frames import check_frames_path, write_frames
+    from likely.sources.frames import check_frames_path, default_frames_path, write_frames
     from likely.sources.gaps import GAP, Box, Gapped, gapped
     from likely.sources.newdata import read, read_split
-    from likely.sources.output import check_free, check_path, picture, write, write_images
+    from likely.sources.output import check_free, check_path, picture, to_8_bit, write, write_images
     from likely.sources.patching import is_csv, patched_csv
     from likely.sources.retouching import Pictures, pictures_of, reduction, retouched, retouched_names
     from likely.sources.tables import OTHER, spelt_columns
@@ -39,6 +39,7 @@ __all__ = [
     "check_free",
     "check_path",
     "decode",
+    "default_frames_path",
     "describe",
     "gapped",
     "given_values",
@@ -57,6 +58,7 @@ __all__ = [
     "retouched",
     "retouched_names",
     "spelt_columns",
+    "to_8_bit",
     "write",
     "write_frames",
     "write_images",
@@ -80,6 +82,7 @@ _LAZY = {
     "check_free": "output",
     "check_frames_path": "frames",
     "check_path": "output",
+    "default_frames_path": "frames",
     "picture": "output",
     "pictures_of": "retouching",
     "reduction": "retouching",
@@ -88,6 +91,7 @@ _LAZY = {
     "prompt_of": "text",
     "read": "newdata",
     "read_split": "newdata",
+    "to_8_bit": "output",
     "write": "output",
     "write_frames": "frames",
     "write_images": "output",
