@@ -66,3 +66,16 @@ def test_what_is_hidden_of_a_text_is_underlined(tmp_path):
     assert path.read_bytes() == b"--- 1 of 2 ---\n_b_\n--- 2 of 2 ---\nabc\n"
     with pytest.raises(UsageError, match=r"\.txt"):
         sources.check_frames_path(tmp_path / "way.png", likely.Space.sequence(3))
+
+
+@pytest.mark.parametrize(("data", "file"), [("columns", "trace.npz"), ("grid", "trace.png"), ("set-variable", "trace.npz")])
+def test_every_kind_of_data_has_a_name_that_it_can_be_shown_under(run, tmp_path, monkeypatch, data, file):
+    likely.save(model("diffusion", data), tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("sample", "m", "-n", 2, "--trace", 3)
+    assert code == 0, err
+    assert file in out
+    assert (tmp_path / file).exists()
+    code, out, err = run("sample", "m", "--trace", 3, "--out", "way.csv")
+    assert code == 2
+    assert ".npz holds the arrays" in err

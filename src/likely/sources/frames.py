@@ -17,7 +17,7 @@ from likely.sources.output import check_free, made, sheet, to_8_bit
 from likely.sources.tokens import decode
 from likely.space import Space
 
-__all__ = ["check_frames_path", "write_frames"]
+__all__ = ["check_frames_path", "default_frames_path", "write_frames"]
 
 _GREY, _LEAST = 128, 48  # of a hidden pixel; pixels that an image is enlarged to
 _MILLISECONDS, _HELD = 120, 1500  # of a frame of an animation, and of its last
@@ -40,8 +40,14 @@ def check_frames_path(path: str | PathLike[str], space: Space, *, overwrite: boo
     """Whether frames of such examples can go to `path`, before the work of drawing them."""
     path, writers = Path(path), _WRITERS[space.layout]
     if path.suffix.lower() not in writers:
-        raise UsageError(f"{space.layout.capitalize()} data in the making cannot be written to '{path}'.", f"Use {', '.join(writers)}.")
+        told = f"{space.layout.capitalize()} data in the making cannot be written to '{path}'."
+        raise UsageError(told, f"Pass --out with a name that ends in {' or '.join(writers)}; .npz holds the arrays `x` and `hidden`.")
     check_free(path, overwrite=overwrite)
+
+
+def default_frames_path(space: Space) -> Path:
+    """A file for them in the current folder, which shows most of them at a glance where they can be shown."""
+    return Path("trace" + next(iter(_WRITERS[space.layout])))
 
 
 def _pixels(x: Tensor, hidden: Tensor, space: Space) -> np.ndarray:
