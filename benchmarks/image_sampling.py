@@ -50,9 +50,9 @@ def measured(name: str, levels: int, batch: int) -> dict:
 
 
 def cpu(action) -> float:
-    """The faster of two runs, after a first one where that is short."""
+    """The fastest of ten runs, or of as many as take 20 seconds."""
     times = []
-    for _ in range(3):
+    for _ in range(10):
         start = time.process_time()
         action()
         times.append(time.process_time() - start)

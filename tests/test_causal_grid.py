@@ -47,14 +47,15 @@ def test_the_blind_spot_of_masked_convolutions():
     assert int(blind.sum()) == 30
 
 
+@pytest.mark.parametrize("n", [2, 6], ids=["compiled layers", "layers of products"])
 @pytest.mark.parametrize("word", NETS["causal", "grid"])
-def test_steps_equal_the_whole(word):
+def test_steps_equal_the_whole(word, n):
     """On a grid that pixelcnn++ halves once."""
-    space, label = Space.grid(1, 12, 12, 3), torch.tensor([[0], [2]])
-    made, x = built(space, word, Space.label(3)), torch.randint(3, (2, *space.shape))
+    space, label = Space.grid(1, 12, 12, 3), torch.arange(n)[:, None] % 3
+    made, x = built(space, word, Space.label(3)), torch.randint(3, (n, *space.shape))
     whole = made(x, label).flatten(1, -2)
     with torch.no_grad():
-        state, last = made.init_state(2, label), None
+        state, last = made.init_state(n, label), None
         for place in made.order.tolist():
             state, stepped = made.step(state, last)
             last = x.flatten(1)[:, place]

@@ -91,6 +91,11 @@ class FiLM(nn.Module):
         scale, shift = self.scale_and_shift(embedding)
         return h * (1 + expand_like(scale, h)) + expand_like(shift, h)
 
+    def factors(self, embedding: Tensor) -> Tensor:
+        """1 + scale and shift, [B, 2, C]."""
+        scale, shift = self.scale_and_shift(embedding)
+        return torch.stack([1 + scale, shift], 1)
+
     def scale_and_shift(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C] each."""
         return self.linear(embedding).chunk(2, 1)

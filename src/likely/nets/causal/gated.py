@@ -11,12 +11,13 @@ References:
     | Conditional image generation with PixelCNN decoders (van den Oord et al., 2016) | https://arxiv.org/abs/1606.05328
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal.grid import GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, TwoStreams
+from likely.nets.causal.grid import TwoStreams
+from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
 from likely.space import Space
 
@@ -52,15 +53,20 @@ class Stacks(Layer):
         a = self.film(a, embedding) if self.film else a
         return h + self.out_h(self._drop(F.glu(a, 1)))
 
-    def stepper(self) -> Callable[..., Tensor]:
+    def stepper(self) -> Step:
         """As `right`; what is linked holds the convolution's bias."""
-        horizontal, film, out = self.horizontal, self.film, self.out_h.stepper()
+        horizontal, out = self.horizontal, self.out_h.stepper()
 
-        def step(h: Tensor, linked: Tensor, embedding: Tensor | None, see: Pixels) -> Tensor:
-            a = see(horizontal, h, linked)
-            return h + out(F.glu(film(a, embedding) if film else a, 1))
+        def step(h: Tensor, linked: Tensor, film: Tensor | None, see: Pixels) -> Tensor:
+            return h + out(F.glu(modulated(see(horizontal, h, linked), film), 1))
 
         return step
+
+    def compiled(self, state: GridState) -> Compiled:
+        from likely.solve.one_pixel import gated  # numba takes a third of a second to import
+
+        maps = *state.arrays(self.horizontal), state.film(self), state.products[self.horizontal].arrays[0], self.out_h.arrays()
+        return lambda h, linked, column: gated(h, linked.numpy(), column, *maps)
 
     def _drop(self, u: Tensor) -> Tensor:
         return F.dropout(u, self.dropout) if self.training else u
@@ -107,7 +113,4 @@ class GatedPixelCNN(TwoStreams):
             state.registers[layer.horizontal].next_row()
 
     def pixel(self, state: GridState, row: int, column: int, h: Tensor) -> Tensor:
-        see = Pixels(state, column)
-        for layer in self.stacks:
-            h = state.layers[layer](h, state.columns[layer][column], state.embedding, see)
-        return h
+        return Pixels(state, column).run(h, self.stacks)

@@ -11,13 +11,14 @@ References:
     | Conditional image generation with PixelCNN decoders (the blind spot; van den Oord et al., 2016) | https://arxiv.org/abs/1606.05328
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal.grid import GridNet, GridState, Layer, Pixels, Pointwise, Position, Shifted
+from likely.nets.causal.grid import GridNet, Position
+from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
 from likely.space import Space
 
@@ -55,14 +56,19 @@ class Residual(Layer):
         self.masked = Masked(inner, inner, 1, columns, strict=False)
         self.film = FiLM(embedding, inner) if embedding else None
 
-    def stepper(self) -> Callable[..., Tensor]:
-        masked, film, enter, leave = self.masked, self.film, self.enter.stepper(), self.leave.stepper()
+    def stepper(self) -> Step:
+        masked, enter, leave = self.masked, self.enter.stepper(), self.leave.stepper()
 
-        def step(h: Tensor, _: None, embedding: Tensor | None, see: Pixels) -> Tensor:
-            a = see(masked, F.silu(enter(F.silu(h))))
-            return h + leave(F.silu(film(a, embedding) if film else a))
+        def step(h: Tensor, _: None, film: Tensor | None, see: Pixels) -> Tensor:
+            return h + leave(F.silu(modulated(see(masked, F.silu(enter(F.silu(h)))), film)))
 
         return step
+
+    def compiled(self, state: GridState) -> Compiled:
+        from likely.solve.one_pixel import residual  # numba takes a third of a second to import
+
+        maps = *state.arrays(self.masked), state.film(self), self.enter.arrays(), state.products[self.masked].arrays, self.leave.arrays()
+        return lambda h, _, column: residual(h, column, *maps)
 
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
         a = self.masked(F.silu(self.enter(F.silu(h))))
@@ -116,6 +122,4 @@ class PixelCNN(GridNet):
     def at_pixel(self, state: GridState, row: int, column: int) -> Tensor:
         see = Pixels(state, column)
         h = see.of_features(self.first, state.columns[self.first][column])
-        for layer in state.layers.values():
-            h = layer(h, None, state.embedding, see)
-        return h
+        return see.run(h, self.layers)

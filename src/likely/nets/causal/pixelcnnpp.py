@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal.grid import GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, TwoStreams
+from likely.nets.causal.grid import TwoStreams
+from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
 from likely.space import Space
 
@@ -64,15 +65,21 @@ class Block(Layer):
         a = a if self.film is None else self.film(a, embedding)
         return h + F.glu(a, 1)
 
-    def stepper(self) -> Callable[..., Tensor]:
+    def stepper(self) -> Step:
         """As `forward` of a block that reads; what is read holds the first convolution's bias."""
-        first, second, film = self.first, self.second, self.film
+        first, second = self.first, self.second
 
-        def step(h: Tensor, read: Tensor, embedding: Tensor | None, see: Pixels) -> Tensor:
-            a = see(second, F.silu(see(first, F.silu(h), read)))
-            return h + F.glu(film(a, embedding) if film else a, 1)
+        def step(h: Tensor, read: Tensor, film: Tensor | None, see: Pixels) -> Tensor:
+            return h + F.glu(modulated(see(second, F.silu(see(first, F.silu(h), read))), film), 1)
 
         return step
+
+    def compiled(self, state: GridState) -> Compiled:
+        from likely.solve.one_pixel import block  # numba takes a third of a second to import
+
+        seen, at = zip(state.arrays(self.first), state.arrays(self.second), strict=True)
+        maps = seen, at, state.film(self), state.products[self.first].arrays[0], state.products[self.second].arrays
+        return lambda h, read, column: block(h, read.numpy(), column, *maps)
 
 
 class Finer(nn.Module):
@@ -175,17 +182,14 @@ class PixelCNNPlusPlus(TwoStreams):
 
     def pixel(self, state: GridState, row: int, column: int, h: Tensor, i: int = 0) -> Tensor:
         right, see = self.right[i], Pixels(state, column)
-        for block in right.before:
-            h = state.layers[block](h, state.columns[block][column], state.embedding, see)
+        h = see.run(h, right.before)
         if not right.last:
             coarse = see(right.coarser, h)
             if row % 2 == column % 2 == 0:
                 low = self.pixel(state, row // 2, column // 2, coarse, i + 1)
                 state.rows[right][..., column : column + 2] = right.finer(low)
             h = h + state.rows[right].select(2, row % 2).select(2, column)
-        for block in right.after:
-            h = state.layers[block](h, state.columns[block][column], state.embedding, see)
-        return h
+        return see.run(h, right.after)
 
 
 def _resolutions(height: int, width: int) -> int:
