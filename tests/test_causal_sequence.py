@@ -90,7 +90,7 @@ def test_steps_by_products_equal_those_that_are_compiled(options, dtype, within,
     net, x = transformer(TEXT, **options).to(dtype), torch.randint(5, (3, 12 if options.get("positions") != "learned" else 9))
     with torch.no_grad():
         compiled = stepped(net, x)
-        monkeypatch.setattr(attention, "_may_compile", lambda every: False)
+        monkeypatch.setattr(attention, "_may_compile", lambda keys: False)
         monkeypatch.setattr(attention, "_compiled", None)
         torch.testing.assert_close(stepped(net, x), compiled, rtol=within, atol=within)
 
@@ -98,10 +98,14 @@ def test_steps_by_products_equal_those_that_are_compiled(options, dtype, within,
 @pytest.mark.parametrize(("streams", "threads", "compiled"), [(1, 8, True), (64, 8, False), (64, 1, True)])
 def test_many_streams_on_several_threads_are_left_to_torch(streams, threads, compiled, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    every = torch.zeros(streams, 3, 2)
-    with torch.no_grad():
-        assert attention._may_compile(every) is compiled
-    assert not attention._may_compile(every)  # with gradients
+    assert attention._may_compile(torch.zeros(streams, 3, 2)) is compiled
+
+
+def test_steps_with_gradients_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(attention, "_compiled", lambda *_: pytest.fail("A compiled function has no gradient."))
+    net = transformer(TEXT)
+    _, parameters = net.step(net.init_state(2), None)
+    assert parameters.requires_grad
 
 
 @pytest.mark.parametrize("layout", SPACES)

@@ -1,7 +1,7 @@
 """Layers of causal convolutions at one pixel of each of a few grids, on a CPU; compiled by numba.
 
 A single pixel's products are so small that to start an operation takes longer than to do it. Here a layer is one function. It puts what
-it convolves into a register [n, columns, rows, C] (see `nets.causal.registers`), reads the crop that its kernel covers, and adds to h [n, C].
+it convolves into a register [n, columns, rows, C] (see `nets.causal.registers`), reads the crop that its kernel covers, and adds to h.
 Kernels are [places of the crop, C, target], and `film` is [n, 2, C], factors and summands, or [0, 2, 0] for none.
 """
 

@@ -2,7 +2,8 @@
 
 A step of many streams does two operations with each number that it reads, so time is that of reading keys and values, and of a
 single stream that of starting operations. Here each is read once, in order, and a step starts one function. Keys and values may
-be bf16, half as much to read, which numba knows as arrays of their bits; arithmetic is in float32 then.
+be bf16, half as much to read, which numba knows as arrays of their bits; arithmetic is in float32 then. What is read next is asked
+for in advance: rings of many streams are larger than the caches of a core, and a ring is too short for it to guess the next one.
 """
 
 import math
@@ -10,8 +11,9 @@ from typing import Any, no_type_check
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 __all__ = ["array", "attend"]
@@ -50,22 +52,46 @@ def attend(
     query, mixed, weights = scratch[:d], scratch[d : 2 * d], scratch[2 * d : 2 * d + known]
     for i in range(n):
         for group in range(kv_heads):
+            _announce(keys, i * kv_heads + group + 1, known)
+            _announce(values, i * kv_heads + group + 1, known)
             _turn(every, i, heads + group, turns, query)
             for j in range(d):
                 keys[i, group, slot, j] = _stored(query[j], keys)
                 values[i, group, slot, j] = every[i, heads + kv_heads + group, j]
-        for head in range(heads):
-            group = head * kv_heads // heads
-            _turn(every, i, head, turns, query)
-            most = _score(query, keys, i, group, weights)
-            if len(bias):
-                for t in range(known):
-                    weights[t] += bias[head, t]
-                most = weights.max()
-            total = _exponentials(weights, most)
-            _mix(weights, values, i, group, mixed)
-            for j in range(d):
-                out[i, head, j] = _stored(mixed[j] / total, out)
+            for head in range(group * heads // kv_heads, (group + 1) * heads // kv_heads):
+                _turn(every, i, head, turns, query)
+                most = _score(query, keys, i, group, weights)
+                if len(bias):
+                    for t in range(known):
+                        weights[t] += bias[head, t]
+                    most = weights.max()
+                total = _exponentials(weights, most)
+                _mix(weights, values, i, group, mixed)
+                for j in range(d):
+                    out[i, head, j] = _stored(mixed[j] / total, out)
+
+
+@intrinsic
+def _prefetch(_, address):  # noqa: ANN001, ANN202 - numba wants the names alone
+    """Have the line of memory at an address brought near; it may lie anywhere."""
+
+    def lowered(context, builder, _, arguments):  # noqa: ANN001, ANN202
+        number, pointer = ir.IntType(32), builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        near = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(near, [pointer, *(number(v) for v in (0, 3, 1))])  # to read, to all caches, data
+        return context.get_dummy_value()
+
+    return types.void(types.intp), lowered
+
+
+@njit(inline="always")
+@no_type_check
+def _announce(ring: np.ndarray, row: int, known: int) -> None:
+    """That the first `known` vectors of a row [window, d] of a ring are read next."""
+    begin = ring.ctypes.data + row * ring.strides[1]
+    for offset in range(0, known * ring.strides[2], 64):
+        _prefetch(begin + offset)
 
 
 @njit(fastmath=True)

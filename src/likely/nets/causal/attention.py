@@ -109,6 +109,11 @@ class Ring:
     seen: int = 0
 
     @cached_property
+    def compilable(self) -> bool:
+        """Whether compiled functions serve, where no gradient is asked for."""
+        return _may_compile(self.keys)
+
+    @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same memory as numpy's, and some to compute in."""
         from likely.solve.one_query import array
@@ -185,18 +190,19 @@ class SoftmaxAttention(_Grouped):
         into, out = torch.cat([q * d**-0.5, rest]).T.contiguous(), self.out.weight.mT
 
         def step(h: Tensor, u: Tensor, place: Place, cache: Ring) -> Tensor:
-            every = torch.mm(u, into).view(len(h), heads + 2 * kv_heads, d)
-            mixed = _compiled(every, place, cache, heads) if _may_compile(every) else _by_products(every, place, cache, heads)
-            return torch.addmm(h, mixed.view(len(h), -1), out)
+            n = h.shape[0]
+            every = torch.mm(u, into).view(n, heads + 2 * kv_heads, d)
+            compiled = cache.compilable and not torch.is_grad_enabled()
+            mixed = _compiled(every, place, cache, heads) if compiled else _by_products(every, place, cache, heads)
+            return torch.addmm(h, mixed.view(n, -1), out)
 
         return step
 
 
-def _may_compile(every: Tensor) -> bool:
-    """Whether compiled functions, which use one thread, serve this step: on a CPU, without gradients, and if torch would gain
-    little by more threads."""
-    plain = every.device.type == "cpu" and every.dtype in (torch.float32, torch.float64, torch.bfloat16) and not torch.is_grad_enabled()
-    return plain and (len(every) <= _FEW or torch.get_num_threads() == 1)
+def _may_compile(keys: Tensor) -> bool:
+    """Whether compiled functions, which use one thread, serve these streams: on a CPU, and if torch would gain little by more threads."""
+    plain = keys.device.type == "cpu" and keys.dtype in (torch.float32, torch.float64, torch.bfloat16)
+    return plain and (keys.shape[0] <= _FEW or torch.get_num_threads() == 1)
 
 
 def _compiled(every: Tensor, place: Place, cache: Ring, heads: int) -> Tensor:
