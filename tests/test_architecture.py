@@ -18,7 +18,7 @@ LAYERS = [
     ["dataset"],
     ["model", "distribution"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
-    ["stepwise", "dynamic", "completion", "dequantization"],
+    ["stepwise", "dynamic", "completion", "own_order", "dequantization"],
     ["ancestral", "invertible"],
     ["probability_flow"],
     ["denoising"],

@@ -1,6 +1,7 @@
 """Fills of invertible maps are of p(unknown | known): against quadrature, against enumeration, and what is known stays."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from likely.checks import tiny_data
 from likely.completion import Numbers, Reference, Region
 from likely.enumeration import index_of
 from likely.errors import UsageError
+from likely.model import Filled
 from likely.noise import seeded
 from likely.solve.tempering import temper_particles
 from likely.space import Space, Support
@@ -34,13 +36,12 @@ def test_particles_find_two_narrow_modes_in_their_shares():
     assert 0.4 < done.acceptance < 0.95
 
 
-@pytest.fixture(scope="module")
-def bent():
+def _on_a_ring(**options) -> Any:
     """A flow trained on a ring, whose conditionals have two modes."""
     angle = 2 * math.pi * torch.rand(800)
     x = torch.stack([angle.cos(), angle.sin()], 1) + 0.15 * torch.randn(800, 2)
     with seeded(0):
-        flow = likely.build("flow", Space.reals(2).standardised(x), size="tiny", layers=4)
+        flow = likely.build("flow", Space.reals(2).standardised(x), size="tiny", layers=4, **options)
         flow.start(x)
         optimiser = torch.optim.Adam(flow.parameters(), 1e-2)
         for _ in range(80):
@@ -50,27 +51,74 @@ def bent():
     return flow.eval()
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_fills_of_reals_follow_the_conditional_density_by_quadrature(bent, which):
-    """Kolmogorov-Smirnov distance of 200 fills to the distribution function p(x_j <= t | x_i), integrated on a fine grid."""
+@pytest.fixture(scope="module")
+def bent():
+    return _on_a_ring()
+
+
+def _gap(flow, which: int) -> tuple[float, Filled]:
+    """Kolmogorov-Smirnov distance of 200 fills to the distribution function p(x_j <= t | x_i), integrated on a fine grid; the fills."""
     at, other = 0.2, 1 - which
     line = torch.linspace(-4, 4, 2001)
     grid = torch.full((2001, 2), at)
     grid[:, other] = line
     with torch.no_grad():
-        density = bent.log_prob(grid).nats.exp()
+        density = flow.log_prob(grid).nats.exp()
     cdf = density.cumsum(0) / density.sum()
     known = torch.zeros(1, 2, dtype=torch.bool)
     known[:, which] = True
-    filled = bent.fill(torch.tensor([[at, at]]), known, draws=200)
+    filled = flow.fill(torch.tensor([[at, at]]), known, draws=200)
     assert (filled.x[:, 0, which] == at).all()
     drawn = filled.x[:, 0, other].sort().values
     place = torch.searchsorted(line, drawn).clamp_max(2000)
-    gap = (cdf[place] - (torch.arange(200) + 0.5) / 200).abs().max().item()
-    assert gap < 1.95 / math.sqrt(200)  # 0.1 % of such distances are larger
+    return (cdf[place] - (torch.arange(200) + 0.5) / 200).abs().max().item(), filled
+
+
+_LARGEST_GAP = 1.95 / math.sqrt(200)  # 0.1 % of such distances are larger
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_fills_of_reals_follow_the_conditional_density_by_quadrature(bent, which):
+    gap, filled = _gap(bent, which)
+    assert gap < _LARGEST_GAP
     assert not filled.exact
     assert "accepted" in filled.how
     assert (filled.effective > 2).all()
+
+
+@pytest.mark.parametrize("structure", ["autoregressive", "inverse"])
+def test_a_flow_fills_by_its_own_order_where_that_begins_with_what_is_known(structure):
+    """And by tempering where it does not; both are of the same conditional density."""
+    flow = _on_a_ring(structure=structure, mixing="none")
+    gap, filled = _gap(flow, 0)
+    assert gap < _LARGEST_GAP
+    assert filled.exact
+    assert filled.how == "the map's own order"
+    gap, filled = _gap(flow, 1)
+    assert gap < _LARGEST_GAP
+    assert not filled.exact
+
+
+def test_rows_of_all_kinds_of_gaps_are_filled_together():
+    flow = _on_a_ring(structure="autoregressive", mixing="none")
+    x = torch.tensor([[0.2, 9.0], [9.0, 0.2], [9.0, 9.0], [0.3, 0.4]])
+    known = torch.tensor([[True, False], [False, True], [False, False], [True, True]])
+    filled = flow.fill(x, known, draws=3)
+    assert filled.effective.isinf().all(0).tolist() == [True, False, True, True]
+    assert torch.equal(filled.x[:, known], x[known].expand(3, -1))
+    assert (filled.x[:, ~known] != 9.0).all()
+    assert not filled.exact
+
+
+def test_known_cells_are_placed_as_the_density_says():
+    """By its own order a flow of integers fills by the masses of the model itself."""
+    data = tiny_data()["grid"]
+    model: Any = likely.fit(data, "maf", size="tiny", mixing="none", steps=30, progress=False).model.eval()
+    known = torch.tensor([True, True, False, False]).view(1, *data.space.shape)
+    filled = model.fill(data.test.x[:1], known)
+    assert "own order" in filled.how
+    assert (filled.effective > 4).all()
+    assert _distance(model, data, data.test.x[:1], known, 200) < 0.12
 
 
 def _distance(model, data, x: Tensor, known: Tensor, draws: int) -> float:

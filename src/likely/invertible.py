@@ -21,6 +21,7 @@ from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Fillable, Filled, Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
 from likely.noise import Noise
+from likely.own_order import fill_by_own_order
 from likely.space import Relaxed, Space
 
 __all__ = ["Drawn", "Invertible", "log_normal"]
@@ -103,18 +104,43 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
         return self.map.inverse(z, given)
 
     def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1, *, particles: int = _PARTICLES) -> Filled:
-        """See `Fillable.fill`: by the joint density, for any mask.
+        """See `Fillable.fill`: by the map's own order where that begins with what is known (`own_order`), else by the joint
+        density, for any mask (`completion`).
 
         Args:
             particles: for each draw, tempered from a normal to the density of what is unknown; more are nearer to it.
         """
         if particles < 2:
             raise UsageError(f"Of {particles} particles none can be preferred to another.", "Ask for many.")
+        filled = x.expand(draws, *x.shape).clone()
+        effective = torch.full((draws, len(x)), math.inf, dtype=torch.float64, device=x.device)
+        left, how = torch.ones(len(x), dtype=torch.bool, device=x.device), {}
         with evaluating(self), torch.no_grad():
-            z = torch.randn(REFERENCE, self.latent.dims, device=x.device)
-            rows = None if given is None else given[torch.arange(len(z)) % len(given)]
-            own = torch.cat([self._from_noise(part, g)[0] for part, g in chunks(z, rows)])
-            return complete(self.space, self.log_density, own, x, known, given, draws, particles)
+            for mask in known.unique(dim=0):
+                rows = (known == mask).flatten(1).all(1).nonzero()[:, 0]
+                done = self._by_own_order(x[rows], mask, _rows(given, rows), draws, particles)
+                if done is not None:
+                    filled[:, rows], effective[:, rows] = (v.view(draws, len(rows), *v.shape[1:]) for v in done)
+                    left[rows], how["the map's own order" + f", {particles} places in each known cell" * self.space.discrete] = False, None
+            if bool(left.any()):
+                rest = self._tempered(x[left], known[left], _rows(given, left), draws, particles)
+                filled[:, left], effective[:, left], how[rest.how] = rest.x, rest.effective, None
+        return Filled(filled, bool(effective.isinf().all()), effective, "; ".join(how))
+
+    def _by_own_order(self, x: Tensor, known: Tensor, given: Tensor | None, draws: int, particles: int) -> tuple[Tensor, Tensor] | None:
+        """Rows that have the same gaps, draw-major; see `fill_by_own_order`."""
+
+        def from_noise(z: Tensor, given: Tensor | None) -> Tensor:
+            return torch.cat([self._from_noise(part, g)[0] for part, g in chunks(z, given)])
+
+        x, given = x.repeat(draws, *[1] * (x.ndim - 1)), _per_draw(given, draws)
+        return fill_by_own_order(self.space, lambda u, given: self._to_noise(u, given)[0], from_noise, x, known, given, particles)
+
+    def _tempered(self, x: Tensor, known: Tensor, given: Tensor | None, draws: int, particles: int) -> Filled:
+        z = torch.randn(REFERENCE, self.latent.dims, device=x.device)
+        rows = None if given is None else given[torch.arange(len(z)) % len(given)]
+        own = torch.cat([self._from_noise(part, g)[0] for part, g in chunks(z, rows)])
+        return complete(self.space, self.log_density, own, x, known, given, draws, particles)
 
     def rsample(self, n: int, given: Tensor | None = None) -> Tensor:
         z = torch.randn(n, self.latent.dims, device=next(self.parameters()).device)
@@ -151,6 +177,10 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
 def log_normal(z: Tensor) -> Tensor:
     """Log-density of standard normal noise [B, dims], nats [B], float64."""
     return -(0.5 * z.square() + _LOG_SQRT_2PI).sum(1, dtype=torch.float64)
+
+
+def _rows(given: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if given is None else given[index]
 
 
 def _per_draw(given: Tensor | None, draws: int) -> Tensor | None:
