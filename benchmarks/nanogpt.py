@@ -142,7 +142,7 @@ def in_turns(actions: dict[str, Callable[[], None]], pairs: int = PAIRS) -> dict
 
 def quickest(actions: dict[str, Callable[[], None]]) -> tuple[dict[str, float], dict[str, float]]:
     """CPU seconds of each action and x-transformers' rates, in turns: of each the best that it reached."""
-    taken, rates = {name: math.inf for name in actions}, {}
+    taken, rates = dict.fromkeys(actions, math.inf), {}
     for _ in range(PAIRS):
         for name, action in actions.items():
             taken[name] = min(taken[name], *(seconds(action) for _ in range(3)))

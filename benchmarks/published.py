@@ -26,6 +26,9 @@ TABLE_FLOWS = [
     ("RQ-NSF, autoregressive", 0.66, 13.09, -14.01, -9.22, 157.31),
 ]
 
+# Test bits/dim of CIFAR-10, bounds of diffusion models, as published.
+IMAGE_DIFFUSION = [("DDPM", 3.70), ("Improved DDPM", 2.94), ("VDM", 2.65), ("MuLAN", 2.55)]
+
 # Test bits/dim of 8-bit images, the same review (table 5), and what is named.
 IMAGE_FLOWS_HEAD = ["model", "MNIST", "CIFAR-10", "ImageNet 32", "dequantization"]
 IMAGE_FLOWS = [

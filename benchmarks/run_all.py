@@ -16,6 +16,7 @@ SCRIPTS = (
     "image_sampling.py",
     "binary_density.py",
     "tables.py",
+    "images.py",
     "nets.py",
 )
 
