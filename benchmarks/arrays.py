@@ -32,6 +32,11 @@ def split(name):
     return train[:-held], train[-held:], test
 
 
+def true_nats(name, x):
+    """The mean of -log p of points of a toy under the density that they are drawn from."""
+    return _peerbench().toy_true_nll(name, x)
+
+
 def _table(name):
     x, folds = (np.loadtxt(SHARED / f"data/tables/{name}{end}.csv.gz", delimiter=",") for end in ("", "_test_mask"))
     is_test = folds[:, 0].astype(bool)

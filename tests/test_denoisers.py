@@ -30,6 +30,8 @@ BUILDS = [
     (SERIES, "unet1d", {}),
     (SERIES, "transformer", {"patch": 3}),
     (Space.reals(4), "mlp", {}),
+    (Space.reals(4), "plain", {}),
+    (Space.reals(4), "plain", {"waves": 0, "depth": 1}),
     (POINTS, "set-transformer", {}),
     (POINTS, "set-transformer", {"inducing": 3}),
     (Space.points(5, 2, variable=True), "set-transformer", {}),

@@ -54,6 +54,14 @@ def test_the_assignment_is_the_best_of_all_permutations(n):
     assert sum(cost[i, j].item() for i, j in enumerate(order.tolist())) == pytest.approx(best, rel=1e-5)
 
 
+def test_many_pairs_are_assigned_in_groups():
+    x, y = torch.randn(150, 2), torch.randn(150, 2)
+    order = COUPLINGS["ot"](x, y)
+    assert sorted(order.tolist()) == list(range(150))
+    for group in (slice(0, 64), slice(64, 128), slice(128, 150)):
+        assert torch.equal(order[group] - group.start, COUPLINGS["ot"](x[group], y[group]))
+
+
 def test_the_entropic_plan_has_uniform_marginals_and_goes_from_independence_to_the_assignment():
     x, y = torch.randn(6, 2), torch.randn(6, 2)
     cost = torch.cdist(x, y).square()
@@ -113,6 +121,15 @@ def test_the_loss_is_least_at_the_exact_velocity_and_is_plain_regression():
 
     assert loss(0.0) < min(loss(0.1), loss(-0.1))
     assert loss(0.1) - loss(0.0) + loss(-0.1) - loss(0.0) == pytest.approx(2 * 0.1**2, rel=1e-3)
+
+
+def test_what_is_said_of_the_clean_example_is_that_of_the_schedule():
+    model = FlowMatching(Space.reals(2), size="tiny").double()
+    exact = gaussian(model.schedule, (2,))
+    model.net = velocity_of(model, exact)
+    z, t = torch.randn(50, 2, dtype=torch.float64), torch.linspace(0, 1, 50, dtype=torch.float64)
+    scale = model.scale(t, z)
+    torch.testing.assert_close(model.posterior(z / scale, t, None).mean, exact(z, t)[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2)], ids=["vectors", "images"])

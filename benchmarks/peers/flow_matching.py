@@ -17,7 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from arrays import TOYS, split
 
-BATCH, RATE, EULER = 256, 1e-3, 20
+BATCH, RATE, EULER, FEW = 256, 1e-3, 20, 8
 
 
 def train(net, matcher, x, seconds):
@@ -36,7 +36,7 @@ def train(net, matcher, x, seconds):
 
 
 def drawn(net, n):
-    """Samples by adaptive steps and by Euler's, and network calls and samples per CPU second of the first."""
+    """Samples by adaptive steps and by Euler's, few and many; network calls and samples per CPU second of the first."""
     from torchdiffeq import odeint
 
     calls, start = 0, time.process_time()
@@ -48,8 +48,8 @@ def drawn(net, n):
 
     solved = odeint(velocity, torch.randn(n, 2), torch.tensor([0.0, 1.0]), method="dopri5", atol=1e-4, rtol=1e-4)[-1]
     found = {"calls": calls, "samples_per_s": n / (time.process_time() - start)}
-    euler = odeint(velocity, torch.randn(n, 2), torch.linspace(0, 1, EULER + 1), method="euler")[-1]
-    return solved, euler, found
+    few, euler = (odeint(velocity, torch.randn(n, 2), torch.linspace(0, 1, k + 1), method="euler")[-1] for k in (FEW, EULER))
+    return {"solved": solved.numpy(), "few": few.numpy(), "euler": euler.numpy()}, found
 
 
 def main():
@@ -70,8 +70,8 @@ def main():
     matcher = (ConditionalFlowMatcher if arguments.coupling == "independent" else ExactOptimalTransportConditionalFlowMatcher)(sigma=0.0)
     steps = train(net, matcher, torch.from_numpy(split(arguments.data)[0]), arguments.seconds)
     with torch.no_grad():
-        solved, euler, found = drawn(net, arguments.samples)
-    np.savez(arguments.out, solved=solved.numpy(), euler=euler.numpy())
+        samples, found = drawn(net, arguments.samples)
+    np.savez(arguments.out, **samples)
     size = sum(p.numel() for p in net.parameters())
     print(json.dumps({**found, "steps": steps, "steps_per_s": steps / arguments.seconds, "parameters": size}))
 

@@ -83,21 +83,28 @@ class FlowMatching(Denoising, Likelihood):
         self.gaussian = coupling == "independent"
         self.lift = Lift(space, few=0)
         self.schedule = noise_schedule("rectified", max(self.lift.log_snr, _ENDS[0]), _ENDS[1], scaling="rectified")
+        first, last = (self.schedule.at(torch.tensor(end, dtype=torch.float64))[1].item() for end in self.schedule.shape.ends())
+        self.first, self.span = first, last - first
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """|dz/dt - v|^2 of each example, the mean over its entries."""
         e, _ = self.lift(x, Noise(x))
         eps = torch.randn_like(e)
-        eps = eps[COUPLINGS[self.coupling](e, eps)]
-        t = TIMES[self.trained_at](stratified(len(e), e.device), self.schedule)
-        (alpha, sigma), (fall, rise) = self.level(t, e), (expand_like(c.to(e), e) for c in self.schedule.rates(t))
-        said = self.net(alpha * e + sigma * eps, t.to(e), given).float()
-        return (fall * e + rise * eps - said).square().flatten(1).mean(1)
+        if self.coupling != "independent":
+            eps = eps[COUPLINGS[self.coupling](e, eps)]
+        t = TIMES[self.trained_at](stratified(len(e), e.device), self.schedule).to(e)
+        sigma, rate = self.noise(t, e), self.span * (eps - e)
+        said = self.net(torch.lerp(e, eps, sigma) / torch.hypot(1 - sigma, sigma), t, given).float()
+        return (rate - said).square().flatten(1).mean(1)
+
+    def noise(self, t: Tensor, like: Tensor) -> Tensor:
+        """sigma_t of the straight path, linear in t [B] between the ends of the schedule, to broadcast over `like`."""
+        return expand_like(self.first + self.span * t.to(like), like)
 
     def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
-        velocity = self.net(z, t.to(z), given).to(z)
-        mean = self.clean(velocity, "velocity", z, t)
+        sigma = self.noise(t, z)
+        mean = z * torch.hypot(1 - sigma, sigma) - sigma / self.span * self.net(z, t.to(z), given).to(z)
         return Posterior(mean, torch.zeros_like(mean))
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:

@@ -83,7 +83,7 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("decoder", "sequence"): {"conv": "likely.nets.autoencoder:ConvDecoder"},
     ("denoiser", "grid"): {"unet": "likely.nets.unet:UNet", "dit": "likely.nets.dit:DiT"},
     ("denoiser", "sequence"): {"unet1d": "likely.nets.unet:UNet", "transformer": "likely.nets.dit:DiT"},
-    ("denoiser", "columns"): {"mlp": "likely.nets.denoiser:MLPDenoiser"},
+    ("denoiser", "columns"): {"mlp": "likely.nets.denoiser:MLPDenoiser", "plain": "likely.nets.denoiser:PlainDenoiser"},
     ("denoiser", "set"): {"set-transformer": "likely.nets.set_transformer:SetTransformer"},
     ("energy", "grid"): {
         "auto": "likely.nets.energy:grid_energy",

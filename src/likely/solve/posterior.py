@@ -203,11 +203,11 @@ class Lift(nn.Module):
         if self.levels is not None:
             values.append(noise.repeat(self.levels.value(self.levels.code(x[:, self.finite]))))
         if self.rest is not None:
-            relaxed = self.rest.relax(x[:, self.others].to(self.rest.dtype), noise=noise)
+            relaxed = self.rest.relax((x[:, self.others] if self.finite else x).to(self.rest.dtype), noise=noise)
             again = noise.draws // relaxed.draws  # what is not random is relaxed once
-            values.append(relaxed.value.repeat(again, *[1] * (relaxed.value.ndim - 1)))
+            values.append(relaxed.value.repeat(again, *[1] * (relaxed.value.ndim - 1)) if again > 1 else relaxed.value)
             nats = nats + relaxed.nats.repeat(again)
-        return torch.cat(values, 1), nats
+        return torch.cat(values, 1) if self.finite else values[0], nats
 
     def start(self, n: int, device: torch.device) -> Tensor:
         """Standard normal noise in place of n examples."""

@@ -68,5 +68,6 @@ def optimiser_of(module: nn.Module, recipe: Recipe) -> Optimiser:
 
 def _adamw(params: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     groups = [{"params": [p for p in params if p.ndim > 1]}, {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0}]
+    groups = groups if recipe.weight_decay else [{"params": params}]  # one group is one call
     fused = params[0].device.type != "mps"
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused)
