@@ -273,7 +273,7 @@ def given_matters(trial: Trial) -> str | None:
 def codec_keeps_its_word(trial: Trial) -> str | None:
     """What is coded comes back, in as many bits as claimed, and the stack is left as it was."""
     model, data = trial.model, trial.data
-    if not isinstance(model, Coded) or not data.space.discrete:
+    if not isinstance(model, Coded) or not model.codable:
         return None
     x, given = data.test.rows(slice(0, 64))
     stack = Stack()

@@ -287,6 +287,13 @@ class Varied(ABC):
 class Coded(ABC):
     """Has a codec whose message length is the coded claim."""
 
+    space: Space
+
+    @property
+    def codable(self) -> bool:
+        """Whether this one has: what it can code may hang on its data and options; by default they have to be discrete."""
+        return self.space.discrete
+
     @abstractmethod
     def codec(self, given: Tensor | None = None) -> "Codec": ...
 

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from likely.denoising import Denoising, rows
+from likely.coded_chain import CodedChain
+from likely.denoising import rows
 from likely.logprob import LogProb
 from likely.model import Likelihood, evaluating, expand_given
 from likely.nets.conditioning import expand_like
@@ -65,8 +66,8 @@ class Terms(NamedTuple):
     n: int
 
 
-class VariationalBound(Denoising, Likelihood, ABC):
-    """A denoising model with the bound of its ancestral sampler.
+class VariationalBound(CodedChain, Likelihood, ABC):
+    """A denoising model with the bound of its ancestral sampler, and a code of that length.
 
     Attributes:
         steps: T; 0 for continuous time.
@@ -121,9 +122,11 @@ class VariationalBound(Denoising, Likelihood, ABC):
 
     def times(self, sampler: str, steps: int | None, word: str = GRIDS[0]) -> Tensor:
         """The bound's own T + 1 times for the sampler that it belongs to."""
-        if sampler == "ancestral" and steps is None:
-            return grid("time", self.schedule, (self.steps or _CONTINUOUS) + 1)
-        return super().times(sampler, steps, word)
+        return self.chain_times if sampler == "ancestral" and steps is None else super().times(sampler, steps, word)
+
+    @property
+    def chain_times(self) -> Tensor:
+        return grid("time", self.schedule, (self.steps or _CONTINUOUS) + 1)
 
     def _strata(self, most: int) -> int:
         return min(most, self.steps + 1) if self.steps else most

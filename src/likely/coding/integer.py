@@ -16,7 +16,7 @@ from torch import Tensor
 
 from likely.errors import LikelyError, UsageError
 
-__all__ = ["LARGEST_ALPHABET", "PRECISION", "claim_bits", "counts"]
+__all__ = ["LARGEST_ALPHABET", "PRECISION", "claim_bits", "claim_bits_of_normal", "counts"]
 
 PRECISION = 24
 LARGEST_ALPHABET = 2**16
@@ -65,3 +65,15 @@ def counts(logits: Tensor) -> Tensor:
 def claim_bits(table: Tensor, symbols: Tensor) -> Tensor:
     """Code length of each symbol under its table, bits, float64: [..., K] and [...] -> [...]."""
     return PRECISION - table.gather(-1, symbols[..., None])[..., 0].double().log2()
+
+
+def claim_bits_of_normal(symbols: Tensor, mean: Tensor, std: Tensor, reach: int) -> Tensor:
+    """Code length of integers -reach..reach under normals, bits, float64 [n]: a count for each, the others by the mass of its cell."""
+    return PRECISION - (_counts_below(symbols + 1, mean, std, reach) - _counts_below(symbols, mean, std, reach)).log2()
+
+
+def _counts_below(symbols: Tensor, mean: Tensor, std: Tensor, reach: int) -> Tensor:
+    """Of the 2**24 counts those of smaller integers; what is beyond the reach goes to the outermost ones."""
+    mass = torch.special.ndtr((symbols.double() - 0.5 - mean) / std)
+    below = ((2**PRECISION - 1 - 2 * reach) * mass).floor() + symbols + reach
+    return below.masked_fill(symbols <= -reach, 0.0).masked_fill(symbols > reach, 2.0**PRECISION)

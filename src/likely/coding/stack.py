@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likely.coding.integer import PRECISION, claim_bits
+from likely.coding.integer import PRECISION, claim_bits, claim_bits_of_normal
 from likely.errors import LikelyError, StoreError
 
 __all__ = ["Stack"]
@@ -44,6 +44,7 @@ class Stack:
     Attributes:
         claim: sum of -log2 p over what was pushed, less what was popped, in bits, p being that of
             the integer tables: the length that the words should have.
+        borrowed: bits of it that say nothing, see `borrow`.
     """
 
     def __init__(self, words: bytes = b"") -> None:
@@ -56,7 +57,7 @@ class Stack:
         with _boundary("reading a stream"):
             coder = stream.stack.AnsCoder
             self._coder = coder(np.frombuffer(words, dtype="<u4").astype(np.uint32)) if words else coder()
-        self.claim = 0.0
+        self.claim, self.borrowed = 0.0, 0
 
     def __len__(self) -> int:
         """Bits on the stack, whole words."""
@@ -102,6 +103,31 @@ class Stack:
             offsets = (offsets << bits) | self._pop_range(1 << bits)
         return offsets
 
+    def push_normal(self, symbols: Tensor, mean: Tensor, std: Tensor, reach: int) -> None:
+        """Push integers from -reach to reach, [n], of normals whose mass in the cells about them is coded; mean and std [n] in cells."""
+        if len(symbols):
+            self._encode(symbols, self._models.QuantizedGaussian(-reach, reach), _float64(mean), _float64(std))
+            self.claim += claim_bits_of_normal(symbols, mean, std, reach).sum().item()
+
+    def pop_normal(self, mean: Tensor, std: Tensor, reach: int) -> Tensor:
+        """Pop what `push_normal` pushed -> [n] int64."""
+        if not len(mean):
+            return torch.zeros(0, dtype=torch.int64)
+        symbols = self._decode(self._models.QuantizedGaussian(-reach, reach), _float64(mean), _float64(std))
+        self.claim -= claim_bits_of_normal(symbols, mean, std, reach).sum().item()
+        return symbols
+
+    def borrow(self, words: int) -> None:
+        """Push so many 32-bit words of pseudo-random bits, for codecs that first take off bits to put them back later."""
+        self.push_uniform(_random_words(words), torch.full((words,), 2**32))
+        self.borrowed += 32 * words
+
+    def give_back(self, words: int) -> None:
+        """Pop what was borrowed. Raises: StoreError if it is not what it was, as in a stream that is damaged."""
+        if not torch.equal(self.pop_uniform(torch.full((words,), 2**32)), _random_words(words)):
+            raise StoreError("A coded stream does not end as it began.", "Is the file damaged, or of another model?")
+        self.borrowed -= 32 * words
+
     def _push_range(self, digits: Tensor, ranges: Tensor) -> None:
         coded = ranges > 1  # a range of one costs nothing, and the coder panics at it
         if bool(coded.any()):
@@ -116,17 +142,25 @@ class Stack:
             self.claim -= ranges[coded].double().log2().sum().item()
         return digits
 
-    def _encode(self, symbols: Tensor, model: Any, parameters: np.ndarray) -> None:
+    def _encode(self, symbols: Tensor, model: Any, *parameters: np.ndarray) -> None:
         with _boundary("pushing symbols"):
-            self._coder.encode_reverse(_int32(symbols), model, parameters)
+            self._coder.encode_reverse(_int32(symbols), model, *parameters)
 
-    def _decode(self, model: Any, parameters: np.ndarray) -> Tensor:
+    def _decode(self, model: Any, *parameters: np.ndarray) -> Tensor:
         with _boundary("popping symbols"):
-            return torch.from_numpy(self._coder.decode(model, parameters).astype(np.int64))
+            return torch.from_numpy(self._coder.decode(model, *parameters).astype(np.int64))
+
+
+def _random_words(count: int) -> Tensor:
+    return torch.from_numpy(np.random.Generator(np.random.PCG64(0)).integers(0, 2**32, count))
 
 
 def _int32(values: Tensor) -> np.ndarray:
     return np.ascontiguousarray(values.cpu().numpy(), dtype=np.int32)
+
+
+def _float64(values: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values.cpu().numpy(), dtype=np.float64)
 
 
 def _probabilities(table: Tensor) -> np.ndarray:
