@@ -1,6 +1,6 @@
 """The last tenth of a text in bits per byte, after the rest: `ngram` by each estimator, the mixture, and compressors.
 
-    python benchmarks/text_compression.py tinyshakespeare.txt [--seconds 330]
+    python benchmarks/text_compression.py tinyshakespeare.txt [--seconds 330] [--estimators ctw]
 
 A compressor's figure is the growth of its output from the first nine tenths to the whole; PPMd has memory for all
 of it. --seconds is the mixture's budget of process-CPU time; 0 leaves it out.
@@ -19,6 +19,7 @@ import common
 import likely
 from likely.dataset import Data
 from likely.evaluation.measure import held_out_bits
+from likely.families.ngram import ESTIMATORS
 
 
 def primed(size: Callable[[bytes], int], text: bytes) -> dict[str, Any]:
@@ -51,11 +52,12 @@ def measured(data: Data, model: str, **how: Any) -> dict[str, Any]:
 def main() -> None:
     parser = common.options(__doc__ or "", seconds=0.0)
     parser.add_argument("text", type=Path)
+    parser.add_argument("--estimators", default=",".join(ESTIMATORS), help="of ngram, by name")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = likely.load(options.text)
     record: dict[str, Any] = compressors(options.text.read_bytes()) | {"ppmd": common.peer("ppmd.py", str(options.text.resolve()))}
-    for estimator in ("mixed", "kneser-ney", "ppm"):
+    for estimator in options.estimators.split(","):
         for adapt in (True, False):
             record[f"ngram {estimator}{'' if adapt else ' static'}"] = measured(data, "ngram", estimator=estimator, adapt=adapt)
     if options.seconds:

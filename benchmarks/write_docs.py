@@ -366,7 +366,10 @@ def text_compression():
         "## Text",
         "Bits per byte of the last tenth of a text after the rest. `python benchmarks/text_compression.py TEXT --seconds S`",
     ]
-    for r in newest("text_compression", "text"):
+    texts = defaultdict(dict)
+    for r in records("text_compression"):
+        texts[r["text"]] |= r
+    for r in texts.values():
         methods = {name: m for name, m in r.items() if isinstance(m, dict) and "bits" in m}
         rows = [
             [name, f"{m['bits']:.3f}" + (f" ± {m['stderr']:.3f}" if "stderr" in m else ""), f"{m.get('cpu_seconds', 0):.0f}"]

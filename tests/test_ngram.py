@@ -91,7 +91,7 @@ def test_ppm_escapes_by_method_d():
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_tables_sum_to_one_and_hold_the_target(estimator):
     text = random_text(2000)
-    tree, blend = backoff.estimate(contexts.new_tree(5, START), text, estimator)
+    tree, blend = backoff.estimate(contexts.new_tree(5, START, weighted=estimator == "ctw"), text, estimator)
     every = backoff.log_probs(tree, blend, text, np.arange(len(text)), every=True)
     target = backoff.log_probs(tree, blend, text, np.arange(len(text)))[:, 0]
     assert np.allclose(np.exp(every).sum(1), 1, atol=1e-12)
@@ -127,10 +127,11 @@ def text_data(train=3000, test=600, window=16, symbols=6):
     return Data(Space.sequence(window, symbols), *(Split(part.unfold(0, window, 1), stream=part) for part in parts))
 
 
+@pytest.mark.parametrize("estimator", ["mixed", "ctw"])
 @pytest.mark.parametrize("adapt", [True, False])
-def test_a_stretch_is_a_product_of_conditionals(adapt):
+def test_a_stretch_is_a_product_of_conditionals(adapt, estimator):
     data = text_data()
-    model = fit(data, "ngram", progress=False, adapt=adapt).model
+    model = fit(data, "ngram", progress=False, adapt=adapt, estimator=estimator).model
     before, stretch = torch.cat([data.train.stream, data.valid.stream]), data.test.stream[:200]
     whole = model.log_prob_after(stretch, before)
     halves = [model.log_prob_after(stretch[:70], before), model.log_prob_after(stretch[70:], torch.cat([before, stretch[:70]]))]
@@ -140,19 +141,21 @@ def test_a_stretch_is_a_product_of_conditionals(adapt):
     assert torch.allclose(every.gather(1, stretch[:, None])[:, 0], whole, atol=1e-12)
 
 
-def test_adapting_learns_a_repetition_and_says_so():
+@pytest.mark.parametrize("estimator", ["mixed", "ctw"])
+def test_adapting_learns_a_repetition_and_says_so(estimator):
     data = text_data()
     repeated = data.test.stream[:100].repeat(4)
-    adapting, static = (fit(data, "ngram", progress=False, order=6, adapt=adapt).model for adapt in (True, False))
+    adapting, static = (fit(data, "ngram", progress=False, order=6, adapt=adapt, estimator=estimator).model for adapt in (True, False))
     nats = [model.log_prob_after(repeated, data.train.stream)[200:].mean().item() for model in (adapting, static)]
     assert nats[0] > nats[1] + 0.3
     assert "adapting" in stretch_bits(adapting, data)[0].how
     assert "adapting" not in stretch_bits(static, data)[0].how
 
 
-def test_adapting_leaves_the_model_as_it_was():
+@pytest.mark.parametrize("estimator", ["mixed", "ctw"])
+def test_adapting_leaves_the_model_as_it_was(estimator):
     data = text_data()
-    model = fit(data, "ngram", progress=False).model
+    model = fit(data, "ngram", progress=False, estimator=estimator).model
     first = model.log_prob_after(data.test.stream, data.train.stream)
     assert torch.equal(first, model.log_prob_after(data.test.stream, data.train.stream))
 
@@ -163,10 +166,11 @@ def test_each_symbol_of_a_text_is_counted_once():
     assert torch.equal(model.text[1:].long(), data.train.stream)
 
 
+@pytest.mark.parametrize("estimator", ["mixed", "ctw"])
 @pytest.mark.parametrize("space", [Space.sequence(5, 3), Space.sequence(5, 3, variable=True)], ids=str)
-def test_steps_are_the_rows_logits(space):
+def test_steps_are_the_rows_logits(space, estimator):
     x = space.enumerate()[::7]
-    model = build("ngram", space, size="tiny", order=3)
+    model = build("ngram", space, size="tiny", order=3, estimator=estimator)
     model.solve([(x, None)], [(x[:20], None)])
     rows, state, last = model.logits(x), model.init_state(len(x)), None
     for i in range(space.dims):
@@ -176,10 +180,11 @@ def test_steps_are_the_rows_logits(space):
         last = space.ended(x)[:, i]
 
 
-def test_labels_have_contexts_of_their_own():
+@pytest.mark.parametrize("estimator", ["mixed", "ctw"])
+def test_labels_have_contexts_of_their_own(estimator):
     x = torch.tensor([[0, 1, 0, 1, 0, 1]] * 50 + [[1, 0, 0, 1, 1, 0]] * 50)
     y = torch.arange(2).repeat_interleave(50)[:, None]
-    model = build("ngram", Space.sequence(6, 2), given=Space.label(2), size="tiny", order=4)
+    model = build("ngram", Space.sequence(6, 2), given=Space.label(2), size="tiny", order=4, estimator=estimator)
     model.solve([(x, y)], [(x[::10], y[::10])])
     right, wrong = model.log_prob(x, y).nats, model.log_prob(x, 1 - y).nats
     assert (right - wrong).min() > 1
@@ -219,11 +224,12 @@ def test_the_order_is_chosen_where_it_helps(stream, deep):
     assert (model.order > 2) == deep
 
 
+@pytest.mark.parametrize("estimator", ["mixed", "ctw"])
 @pytest.mark.parametrize("space", [Space.sequence(4, 2), Space.sequence(4, 1, variable=True)], ids=str)
-def test_strings_over_two_symbols_keep_every_ability(space):
+def test_strings_over_two_symbols_keep_every_ability(space, estimator):
     """Its logits are one for each symbol, where heads of two states have one alone."""
     x = torch.randint(-1 if space.variable else 0, space.supports[0].levels, (60, 4)).cummin(1).values
-    made = build("ngram", space, order=3)
+    made = build("ngram", space, order=3, estimator=estimator)
     made.solve([(x, None)], [(x[:20], None)])
     every = space.enumerate()
     nats = made.log_prob(every).nats

@@ -3,9 +3,10 @@ r"""Contexts of up to `order` symbols by counts: what models of text must beat.
     log p(x) = sum_i log p(x_i | x_{i-order} .. x_{i-1})                                   (exact)
 
 The model is the text that it has read, two bytes per symbol: a tree of its contexts is counted anew,
-in about two seconds per million symbols, when it is first used. Three estimators make probabilities
-of the counts (`solve/backoff.py`): modified Kneser-Ney, PPM, and a logistic mixture of the orders
-whose weights are learnt on the way through the text. The order is chosen on the validation split.
+in a few seconds per million symbols, when it is first used. Four estimators make probabilities
+of the counts (`solve/backoff.py`): modified Kneser-Ney, PPM, a logistic mixture of the orders
+whose weights are learnt on the way through the text, and context-tree weighting (`solve/weighting.py`),
+the mixture of all prunings of the tree. The order is chosen on the validation split.
 
 A label that is given has contexts of its own; labels share order 0. A sequence of variable length ends
 with a symbol, which is certain at the longest. Of a fixed length, -1 pads a prefix, whose likelihood
@@ -18,6 +19,7 @@ product of conditionals is a distribution all the same, and evaluation names it.
 References:
     | Improved backing-off for m-gram language modeling (Kneser and Ney, 1995) | https://doi.org/10.1109/ICASSP.1995.479394
     | Data compression using adaptive coding and partial string matching (PPM; Cleary and Witten, 1984) | https://doi.org/10.1109/TCOM.1984.1096090
+    | The context-tree weighting method: basic properties (Willems, Shtarkov and Tjalkens, 1995) | https://doi.org/10.1109/18.382012
 """
 
 from collections.abc import Iterator
@@ -40,7 +42,7 @@ from likely.stepwise import Conditionals
 
 __all__ = ["NGram"]
 
-ESTIMATORS = ("mixed", "kneser-ney", "ppm")
+ESTIMATORS = ("mixed", "kneser-ney", "ppm", "ctw")
 MOST_ORDER = 16
 _ORDERS = (2, 5, 8, 12, MOST_ORDER)  # tried in turn, as long as they help
 _BLOCK = 4096  # symbols of a stretch whose logits are in memory together
@@ -51,12 +53,13 @@ class NGram(Ancestral, Model, Likelihood, Stepwise, Coded, ClosedForm):
 
     Args:
         order: longest context, up to 16; by default chosen on the validation split.
-        estimator: "mixed" (orders mixed by weights learnt online), "kneser-ney" or "ppm".
+        estimator: "mixed" (orders mixed by weights learnt online), "kneser-ney", "ppm", or "ctw" (context-tree weighting).
         adapt: whether a stretch is counted as it goes.
     """
 
     summary = "each symbol given the few before it, by counts"
     layouts: ClassVar[frozenset[str]] = frozenset({"sequence"})
+    words: ClassVar[dict[str, tuple[str, ...]]] = {"estimator": ESTIMATORS}
     text: Tensor
     discount: Tensor
     trust: Tensor
@@ -98,7 +101,7 @@ class NGram(Ancestral, Model, Likelihood, Stepwise, Coded, ClosedForm):
         text, held_out, best = self._read(train), self._read(valid), np.inf
         adapt = self.adapts and _stream(train) is not None
         for order in _ORDERS if self.longest is None else (self.longest,):
-            tree, blend = backoff.estimate(contexts.new_tree(order, self.symbols), text, self.estimator)
+            tree, blend = backoff.estimate(self._empty(order), text, self.estimator)
             cost = -self._held_out(tree, blend, held_out, adapt=adapt).sum()
             if cost >= best:
                 break
@@ -136,12 +139,14 @@ class NGram(Ancestral, Model, Likelihood, Stepwise, Coded, ClosedForm):
         """Length of the longest context."""
         return len(self.discount) - 1
 
+    def _empty(self, order: int) -> contexts.Tree:
+        return contexts.new_tree(order, self.symbols, weighted=self.estimator == "ctw")
+
     def _tree(self) -> contexts.Tree:
         """The contexts of the text that was read, counted once."""
         text = self.text.cpu()
         if self._counted is None or not torch.equal(self._counted[0], text):
-            empty = contexts.new_tree(self.order, self.symbols)
-            self._counted = text.clone(), contexts.extended(empty, text.numpy().astype(np.int32))
+            self._counted = text.clone(), contexts.extended(self._empty(self.order), text.numpy().astype(np.int32))
         return self._counted[1]
 
     def _blend(self) -> backoff.Blend:

@@ -32,7 +32,8 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from numba import njit
 
-from likely.solve.contexts import COUNTED, ORDER, SYMBOLS, Tree, extended, follow, full, insert, room
+from likely.solve.contexts import COUNTED, ORDER, SYMBOLS, Tree, extended, follow, full, goes_on, insert, room, weighted
+from likely.solve.weighting import Heap, predict
 
 __all__ = ["Blend", "adapted", "blend_of", "estimate", "log_probs", "unlearnt"]
 
@@ -66,6 +67,7 @@ class _Scratch(NamedTuple):
     ratio: np.ndarray
     p: np.ndarray
     deepest: np.ndarray
+    heap: Heap
 
 
 def unlearnt(orders: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,14 +130,15 @@ def _discounts(tally: np.ndarray) -> np.ndarray:
 def _run(tree: Any, blend: Any, text: Any, places: Any, out: Any, begin: int, counting: bool) -> None:
     """Fill rows of `out` from `begin` on; if `counting`, the text is the tree's, which may become full before the end."""
     start, orders = tree.size[SYMBOLS], tree.size[ORDER] + 1
-    each, all_of = np.zeros(orders, np.int64), np.zeros(start)
-    scratch = _Scratch(each, each.copy(), np.zeros(orders * start), all_of, np.zeros(start, np.int64))
+    each, mass = np.zeros(orders, np.int64), np.zeros(2 * start)
+    heap = Heap(mass, np.zeros((start + 1 if weighted(tree) else 0, orders), np.int64), np.zeros(start + 1, np.int64))
+    scratch = _Scratch(each, each.copy(), np.zeros(orders * start), mass[start:], np.zeros(start, np.int64), heap)
     for i in range(begin, len(places)):
         if counting and full(tree):
             return
         s = text[places[i]] % (start + 1)
         if s < start or out.shape[1] > 1:
-            match = _exclude(tree, text, places[i], scratch) if blend.exclude else _blend(tree, blend, text, places[i], scratch)
+            match = _predict(tree, blend, text, places[i], scratch)
             if out.shape[1] > 1:
                 out[i] = np.log(scratch.p)
             else:
@@ -144,6 +147,17 @@ def _run(tree: Any, blend: Any, text: Any, places: Any, out: Any, begin: int, co
                 _learn(tree, blend, match, s, scratch)
         if counting:
             insert(tree, scratch.path)
+
+
+@njit(cache=True)
+@no_type_check
+def _predict(tree: Any, blend: Any, text: Any, t: int, scratch: Any) -> int:
+    """Leave p of every symbol at place t in the scratch; returns the depth of its match."""
+    if weighted(tree):
+        _, match = follow(tree, text, t, scratch.path)
+        predict(tree.decisions, tree.head, scratch.path, match, not goes_on(tree, text, t, match), scratch.heap)
+        return match
+    return _exclude(tree, text, t, scratch) if blend.exclude else _blend(tree, blend, text, t, scratch)
 
 
 @njit(cache=True)

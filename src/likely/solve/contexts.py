@@ -7,7 +7,8 @@ A node of depth k stands for the k symbols before a place, the nearest first. It
 
 The latter are Kneser and Ney's continuation counts, which PPM calls update exclusion: counting goes
 up from the deepest node and stops at the first one that knew the symbol already. So one symbol costs
-at most `order` look-ups, and usually about two updates.
+at most `order` look-ups, and usually about two updates. A weighted tree counts every occurrence at every
+depth, as binary decisions (`solve/weighting.py`).
 
 A context that has occurred once is a leaf that points into the text, however deep it might go; a
 second occurrence pushes the first one down. So a text of n symbols makes at most about 2 n nodes and
@@ -27,7 +28,9 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from numba import njit
 
-__all__ = ["MOST_CODES", "Tree", "copied", "extended", "follow", "full", "insert", "new_tree", "room"]
+from likely.solve.weighting import Decisions, crowded, grown, learn, new_decisions
+
+__all__ = ["MOST_CODES", "Tree", "copied", "extended", "follow", "full", "goes_on", "insert", "new_tree", "room", "weighted"]
 
 MOST_CODES = 2**21  # a key packs a node and a code
 _COUNTED = 4  # counts up to which it is counted how many entries have them
@@ -41,12 +44,13 @@ class Tree(NamedTuple):
         keys, values: a hash table, (node, code) -> child and (node, symbol) -> entry.
         total: sum of the counts of each node.
         variety: number of entries of each node.
-        head: first entry of each node, -1 for none.
+        head: first entry of each node, or its first decision, -1 for none.
         place: where the only occurrence of a leaf's context is followed, -1 where the node is no leaf.
         recent: the symbol that followed last.
         symbol, times, after: what followed, how often, and the node's next entry.
         tally: how many entries of each depth have the counts 1 .. 4, [order + 1, 5].
         size: nodes, entries, counted codes, order, symbols.
+        decisions: of a weighted tree, in place of entries; without room in others.
     """
 
     text: np.ndarray
@@ -62,12 +66,13 @@ class Tree(NamedTuple):
     after: np.ndarray
     tally: np.ndarray
     size: np.ndarray
+    decisions: Decisions
 
 
 NODES, ENTRIES, COUNTED, ORDER, SYMBOLS = range(5)
 
 
-def new_tree(order: int, symbols: int, capacity: int = 2**12) -> Tree:
+def new_tree(order: int, symbols: int, capacity: int = 2**12, *, weighted: bool = False) -> Tree:
     """An empty tree of contexts up to `order`, over codes of `symbols` symbols and a start; the capacity is a power of two."""
 
     def blank(n: int, value: int = -1) -> np.ndarray:
@@ -87,6 +92,7 @@ def new_tree(order: int, symbols: int, capacity: int = 2**12) -> Tree:
         after=blank(capacity),
         tally=np.zeros((order + 1, _COUNTED + 1), np.int64),
         size=np.array([1, 0, 0, order, symbols]),
+        decisions=new_decisions(capacity if weighted else 0),
     )
 
 
@@ -101,19 +107,22 @@ def extended(tree: Tree, codes: np.ndarray, *, count: bool = True) -> Tree:
 
 def copied(tree: Tree) -> Tree:
     """A tree that may grow apart."""
-    return Tree(*(part.copy() for part in tree))
+    own = {name: part.copy() for name, part in tree._asdict().items() if name != "decisions"}
+    return Tree(**own, decisions=Decisions(*(part.copy() for part in tree.decisions)))
 
 
 def room(tree: Tree) -> Tree:
     """The tree, with twice the capacity if it is nearly full."""
-    if not full(tree):
+    if crowded(tree.decisions, tree.size[ORDER] + 1, tree.size[SYMBOLS]):
+        tree = tree._replace(decisions=grown(tree.decisions))
+    if not _nodes_full(tree):
         return tree
     wide = new_tree(int(tree.size[ORDER]), int(tree.size[SYMBOLS]), 2 * len(tree.total))
     _rehash(tree.keys, tree.values, wide.keys, wide.values)
     for name in ("total", "variety", "head", "place", "recent", "symbol", "times", "after"):
         old = getattr(tree, name)
         getattr(wide, name)[: len(old)] = old
-    return wide._replace(text=tree.text, tally=tree.tally, size=tree.size)
+    return wide._replace(text=tree.text, tally=tree.tally, size=tree.size, decisions=tree.decisions)
 
 
 @njit(cache=True)
@@ -129,7 +138,20 @@ def _rehash(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
 @no_type_check
 def full(tree: Any) -> bool:
     """Whether one more symbol might not fit."""
+    return _nodes_full(tree) or crowded(tree.decisions, tree.size[ORDER] + 1, tree.size[SYMBOLS])
+
+
+@njit(cache=True)
+@no_type_check
+def _nodes_full(tree: Any) -> bool:
     return max(tree.size[NODES], tree.size[ENTRIES]) + 2 * tree.size[ORDER] + 4 > len(tree.total)
+
+
+@njit(cache=True)
+@no_type_check
+def weighted(tree: Any) -> bool:
+    """Whether every occurrence is counted at every depth, by binary decisions."""
+    return len(tree.decisions.odds) > 0
 
 
 @njit(cache=True)
@@ -150,6 +172,9 @@ def insert(tree: Any, path: Any) -> None:
     if s == symbols:
         return
     depth = _descend(tree, t, path)
+    if weighted(tree):
+        learn(tree.decisions, tree.head, path, depth, not goes_on(tree, tree.text, t, depth), s, symbols)
+        return
     for k in range(depth + 1):
         tree.recent[path[k]] = s
     while depth >= 0 and _add(tree, path[depth], s, depth):
@@ -166,7 +191,10 @@ def _descend(tree: Any, t: int, path: Any) -> int:
         before = tree.place[node]
         if before >= 0:
             child = _grow(tree, node, tree.text[before - 1 - depth], before)
-            _add(tree, child, tree.text[before] % (tree.size[SYMBOLS] + 1), depth + 1)
+            if weighted(tree):
+                tree.head[child] = tree.head[node]
+            else:
+                _add(tree, child, tree.text[before] % (tree.size[SYMBOLS] + 1), depth + 1)
             tree.recent[child] = tree.recent[node]
             tree.place[node] = -1
         child = _child(tree, node, tree.text[t - 1 - depth])
