@@ -1,4 +1,4 @@
-"""Layers with plain perceptrons, one node of autograd, against their parts as tensor operations; compiled draws against steps."""
+"""Layers with plain perceptrons and chains of them, one node of autograd, against tensor operations; compiled draws against steps."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import likely
-from likely.bijections import Additive, Affine, Autoregressive, Coupling, Elementwise, MixtureCDF, Spline, mask
-from likely.bijections.fused import perceptron_of, unrolled_of
+from likely.bijections import Additive, Affine, Autoregressive, Chain, Coupling, Elementwise, MixtureCDF, Permute, Spline, mask
+from likely.bijections.fused import steps_of, unrolled_of
 from likely.errors import UsageError
 from likely.families import build
 from likely.nets import net
@@ -54,7 +54,7 @@ def _gradients(pair: tuple[Tensor, Tensor], inputs: list[Tensor], cotangents: li
 @pytest.mark.parametrize(("kind", "inverse"), [("coupling", False), ("coupling", True), ("ordered", False)])
 def test_values_and_gradients_are_those_of_the_parts(kind, inverse, transform, given):
     layer, (x, label) = _layer(kind, transform, given), _case(given)
-    assert perceptron_of(layer.net, transform, x, label) is not None
+    assert steps_of([layer], x, label, inverse=inverse)
     made, expected = (layer.inverse if inverse else layer)(x, label), _as_tensors(layer, x, label, inverse)
     with torch.no_grad():
         without_graph = (layer.inverse if inverse else layer)(x, label)
@@ -62,6 +62,28 @@ def test_values_and_gradients_are_those_of_the_parts(kind, inverse, transform, g
     found, known = (_gradients(pair, [x, *layer.parameters()], cotangents) for pair in (made, expected))
     for ours, theirs in zip((*made, *without_graph, *found), (*expected, *expected, *known), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+@pytest.mark.parametrize("given", [None, LABEL], ids=["", "given"])
+@pytest.mark.parametrize(("kind", "inverse"), [("coupling", False), ("coupling", True), ("ordered", False)])
+def test_a_chain_of_layers_and_permutations_is_its_parts(kind, inverse, given, rows):
+    parts: list[Any] = [Permute(5, "random"), _layer(kind, Affine(1.5), given), Permute(5, "random"), Permute(5, "reverse")]
+    parts += [_layer(kind, Affine(1.5), given), Permute(5, "random"), _layer(kind, Spline(4), given)]
+    chain, (x, label) = Chain(parts).double(), _case(given, rows)
+    assert len(steps_of(parts, x, label)) == 6  # the spline goes alone
+    made = (chain.inverse if inverse else chain)(x, label)
+    y, log_det = x, torch.zeros(rows, dtype=torch.float64)
+    for part in parts[::-1] if inverse else parts:
+        if isinstance(part, Permute):
+            y = part.inverse(y)[0] if inverse else part(y)[0]
+        else:
+            y, more = _as_tensors(part, y, label, inverse)
+            log_det = log_det + more
+    cotangents = [torch.randn_like(t) for t in made]
+    found, known = (_gradients(pair, [x, *chain.parameters()], cotangents) for pair in (made, (y, log_det)))
+    for ours, theirs in zip((*made, *found), (y, log_det, *known), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
@@ -73,6 +95,12 @@ def test_gradients_can_be_differentiated(transform):
         return torch.autograd.grad(slope.square().sum(), [x, *layer.parameters()], allow_unused=True, materialize_grads=True)
 
     for ours, theirs in zip(curvature(layer(x)), curvature(_as_tensors(layer, x, None, False)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    chain = Chain([layer, Permute(5, "random")])
+    chain.parts[1].order = order  # type: ignore[assignment]
+    y, log_det = _as_tensors(layer, x, None, False)
+    for ours, theirs in zip(curvature(chain(x)), curvature((y[:, order], log_det)), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 
 
@@ -102,15 +130,15 @@ def test_a_compiled_draw_is_that_of_the_steps(dims, how, transform, given, rows)
 def test_what_is_not_of_the_kind_goes_by_its_parts():
     x, _ = _case(None)
     for layer in (_layer("coupling", Affine(), residual=True), _layer("ordered", MixtureCDF(3)), _layer("coupling", Affine(), dropout=0.5)):
-        assert perceptron_of(layer.net, layer.transform, x, None) is None
-    assert perceptron_of(_layer("ordered", Affine()).net, Affine(), x.float(), None) is None
+        assert not steps_of([layer], x, None)
+    assert not steps_of([_layer("ordered", Affine())], x.float(), None)
 
 
 def test_dropout_is_of_the_hidden_units_while_training():
     layer, (x, _) = _layer("coupling", Affine(), dropout=0.5), _case(None)
     assert not torch.equal(layer(x)[0], layer(x)[0])
     layer.eval()
-    assert perceptron_of(layer.net, layer.transform, x, None) is not None
+    assert steps_of([layer], x, None)
     assert torch.equal(layer(x)[0], layer(x)[0])
 
 

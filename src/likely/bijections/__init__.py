@@ -1,7 +1,8 @@
 """Invertible maps with log-determinants: the parts of normalizing flows."""
 
 from likely.bijections.autoregressive import Autoregressive
-from likely.bijections.base import Bijection, Chain, Inverse, chunks, per_example
+from likely.bijections.base import Bijection, Inverse, chunks, per_example
+from likely.bijections.chain import Chain
 from likely.bijections.coupling import MASKS, Coupling, mask
 from likely.bijections.domains import Logit, Softplus
 from likely.bijections.elementwise import Affine, Elementwise, Spline

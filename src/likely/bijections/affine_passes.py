@@ -21,43 +21,53 @@ _BLOCK = 512  # numbers that are worked on together
 
 @no_type_check
 @compiled
+def _scale(s: np.ndarray, bound: float, inverse: bool, factor: np.ndarray, slope: np.ndarray) -> None:
+    """Turn raw into s (-s for the inverse), and write f and ds/draw."""
+    one, most = s.dtype.type(1), s.dtype.type(bound)
+    signed = -most if inverse else most
+    for i in range(len(s)):
+        v = s[i] / most
+        u = abs(v)
+        e = exp(-u - u)
+        t = (one - e) / (one + e)
+        t = t if v >= 0 else -t
+        s[i] = signed * t
+        factor[i] = exp(signed * t)
+        slope[i] = one - t * t
+
+
+@no_type_check
+@compiled
 def transform(
     x: np.ndarray,
     raw: np.ndarray,
     places: np.ndarray,
     bound: float,
     inverse: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """y [B, D] and log |det dy/dx| [B] of x, and f and ds/draw [B, n]; raw is [B, 2, n], places [n]."""
+    y: np.ndarray,
+    log_det: np.ndarray,
+    factor: np.ndarray,
+    slope: np.ndarray,
+) -> None:
+    """Write y [B, D] of x, f and ds/draw [B, n], and add to the log-determinants [B]; raw is [B, 2, n], places [n]."""
     rows, n = len(x), len(places)
-    y, log_det, factor = np.empty_like(x), np.empty(rows), np.empty((rows, n), x.dtype)
-    slope, step = np.empty_like(factor), max(1, _BLOCK // max(n, 1))
-    scale = np.empty(step * n)
+    step = max(1, _BLOCK // max(n, 1))
+    scale = np.empty((step, n), x.dtype)
     for begin in range(0, rows, step):
         end = min(rows, begin + step)
         for b in range(begin, end):
             for j in range(n):
-                scale[(b - begin) * n + j] = raw[b, 0, j]
+                scale[b - begin, j] = raw[b, 0, j]
             for i in range(x.shape[1]):
                 y[b, i] = x[b, i]
-        low, high = begin * n, end * n
-        f, d = factor.reshape(-1)[low:high], slope.reshape(-1)[low:high]
-        for i in range(len(f)):
-            v = scale[i] / bound
-            e = exp(-2 * abs(v))
-            t = (1 - e) / (1 + e)
-            t = t if v >= 0 else -t
-            scale[i] = -bound * t if inverse else bound * t
-            f[i] = exp(scale[i])
-            d[i] = 1 - t * t
+        _scale(scale[: end - begin].reshape(-1), bound, inverse, factor[begin:end].reshape(-1), slope[begin:end].reshape(-1))
         for b in range(begin, end):
             total = 0.0
             for j in range(n):
-                i, at = places[j], (b - begin) * n + j
-                y[b, i] = (x[b, i] - raw[b, 1, j]) * f[at] if inverse else x[b, i] * f[at] + raw[b, 1, j]
-                total += scale[at]
-            log_det[b] = total
-    return y, log_det, factor, slope
+                i, f, shift = places[j], factor[b, j], raw[b, 1, j]
+                y[b, i] = (x[b, i] - shift) * f if inverse else x[b, i] * f + shift
+                total += scale[b - begin, j]
+            log_det[b] += total
 
 
 @no_type_check
@@ -69,33 +79,30 @@ def gradient(
     inverse: bool,
     factor: np.ndarray,
     slope: np.ndarray,
-    grad_y: np.ndarray,
     grad_log: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients by the input and by raw."""
+    grad: np.ndarray,
+    grad_raw: np.ndarray,
+) -> None:
+    """Turn the gradient by the result [B, D] to that by the input, and write that by raw."""
     rows, n = factor.shape
-    grad_x, grad_raw = np.empty_like(x), np.empty((rows, 2, n), x.dtype)
     for b in range(rows):
-        for i in range(x.shape[1]):
-            grad_x[b, i] = grad_y[b, i]
         for j in range(n):
             i = places[j]
-            by_x = grad_y[b, i] * factor[b, j]
-            grad_x[b, i] = by_x
+            by_y = grad[b, i]
+            by_x = by_y * factor[b, j]
+            grad[b, i] = by_x
             if inverse:
-                grad_raw[b, 0, j], grad_raw[b, 1, j] = -(grad_y[b, i] * y[b, i] + grad_log[b]) * slope[b, j], -by_x
+                grad_raw[b, 0, j], grad_raw[b, 1, j] = -(by_y * y[b, i] + grad_log[b]) * slope[b, j], -by_x
             else:
-                grad_raw[b, 0, j], grad_raw[b, 1, j] = (by_x * x[b, i] + grad_log[b]) * slope[b, j], grad_y[b, i]
-    return grad_x, grad_raw
+                grad_raw[b, 0, j], grad_raw[b, 1, j] = (by_x * x[b, i] + grad_log[b]) * slope[b, j], by_y
 
 
 @no_type_check
 @compiled
 def invert(y: np.ndarray, raw: np.ndarray, bound: float, x: np.ndarray, log_slope: np.ndarray) -> None:
     """Write x [n] = (y - t) exp(-s) and log dx/dy = -s, of one entry in many rows; raw is [2, n]."""
+    factor, slope = np.empty_like(y), np.empty_like(y)
+    log_slope[:] = raw[0]
+    _scale(log_slope, bound, True, factor, slope)
     for i in range(len(y)):
-        v = raw[0, i] / bound
-        e = exp(-2 * abs(v))
-        t = (1 - e) / (1 + e)
-        s = bound * (t if v >= 0 else -t)
-        x[i], log_slope[i] = (y[i] - raw[1, i]) * exp(-s), -s
+        x[i] = (y[i] - raw[1, i]) * factor[i]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from likely.bijections.base import Bijection
 from likely.bijections.elementwise import Elementwise
-from likely.bijections.fused import draw, move, perceptron_of, unrolled_of
+from likely.bijections.fused import Layer, draw, layer_of, steps_of, through, unrolled_of
 from likely.model import evaluating
 
 __all__ = ["Autoregressive", "Ordered"]
@@ -68,9 +68,12 @@ class Autoregressive(Bijection):
         super().__init__()
         self.transform, self.net, self.by, self.passes = transform, net, by, 0
 
+    def step(self, given: Tensor | None, n: int, *, inverse: bool) -> Layer | None:
+        return None if inverse else layer_of(self.net, self.transform, None, given, n)
+
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        plain = perceptron_of(self.net, self.transform, x, given)
-        return self.transform.among(x, None, self.net(x, given)) if plain is None else move(self.transform, plain, x, plain.reads)
+        steps = steps_of([self], x, given)
+        return through(steps, x) if steps else self.transform.among(x, None, self.net(x, given))
 
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x and log |det dx/dy|; dropout is off, for passes must agree."""

@@ -1,4 +1,4 @@
-"""The protocol of an invertible map, and their composition.
+"""The protocol of an invertible map.
 
 A bijection takes x [B, *shape] to y [B, *shape'] of as many dimensions, and returns with it
 log |det dy/dx| [B] in nats and float64, from one pass; `inverse` does the same the other way
@@ -7,13 +7,13 @@ round. For a density this is all there is: log p(x) = log p(y) + log |det dy/dx|
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bijection", "Chain", "Inverse", "chunks", "no_volume", "per_example"]
+__all__ = ["Bijection", "Inverse", "chunks", "no_volume", "per_example"]
 
 _CHUNK = 2**16  # entries that pass a map at once, so that memory stays bounded
 
@@ -46,39 +46,13 @@ class Bijection(nn.Module, ABC):
     def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x and log |det dx/dy|."""
 
+    def step(self, given: Tensor | None, n: int, *, inverse: bool) -> Any:
+        """What the map is on n vectors where several run as one (`fused`): a `Layer`, the order of a permutation, or None."""
+        return None
+
     def start(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         """Set what depends on a first batch, and return its image."""
         return self(x, given)[0]
-
-
-class Chain(Bijection):
-    """Bijections one after the other."""
-
-    def __init__(self, parts: Iterable[Bijection]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def __iter__(self) -> Iterator[Bijection]:
-        return iter(cast("Iterable[Bijection]", self.parts))
-
-    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = None
-        for part in self:
-            x, log_det = part(x, given)
-            total = log_det if total is None else total + log_det
-        return x, no_volume(x) if total is None else total
-
-    def inverse(self, y: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = None
-        for part in reversed(list(self)):
-            y, log_det = part.inverse(y, given)
-            total = log_det if total is None else total + log_det
-        return y, no_volume(y) if total is None else total
-
-    def start(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        for part in self:
-            x = part.start(x, given)
-        return x
 
 
 class Inverse(Bijection):

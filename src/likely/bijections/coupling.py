@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from likely.bijections.base import Bijection
 from likely.bijections.elementwise import Elementwise
-from likely.bijections.fused import move, perceptron_of
+from likely.bijections.fused import Layer, layer_of, steps_of, through
 from likely.errors import UsageError, nearest
 
 __all__ = ["MASKS", "Coupling", "mask"]
@@ -60,10 +60,13 @@ class Coupling(Bijection):
         self.register_buffer("stay", (~moves).float())
         self.register_buffer("moved", moves.flatten().nonzero().squeeze(1))
 
+    def step(self, given: Tensor | None, n: int, *, inverse: bool) -> Layer | None:
+        return layer_of(self.net, self.transform, self.moved, given, n)
+
     def _through(self, x: Tensor, given: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        flat, plain = x.flatten(1), perceptron_of(self.net, self.transform, x, given)
-        if plain is not None:
-            y, log_det = move(self.transform, plain, flat, self.moved, inverse=inverse)
+        flat = x.flatten(1)
+        if steps := steps_of([self], flat, given, inverse=inverse):
+            y, log_det = through(steps, flat, inverse=inverse)
         else:
             y, log_det = self.transform.among(flat, self.moved, self.net(x * self.stay, given), inverse=inverse)
         return y.view_as(x), log_det

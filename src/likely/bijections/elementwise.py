@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from likely.bijections.base import no_volume
+
 __all__ = ["Affine", "Compiled", "Elementwise", "Spline", "arrays", "compilable", "with_graph"]
 
 
@@ -140,17 +142,20 @@ class Affine(Compiled):
     def passed(self, x: Tensor, places: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Any]:
         from likely.bijections import affine_passes  # numba takes a third of a second to import
 
-        y, log_det, *kept = affine_passes.transform(x.numpy(), raw.numpy(), places.numpy(), self.bound, inverse)
-        return torch.from_numpy(y), torch.from_numpy(log_det), kept
+        y, log_det, kept = torch.empty_like(x), no_volume(x), [raw.new_empty(len(x), len(places)) for _ in range(2)]
+        has = [*arrays(x, raw, places), self.bound, inverse, *arrays(y, log_det, *kept)]
+        affine_passes.transform(*has)
+        return y, log_det, kept
 
     def pulled(
         self, x: Tensor, y: Tensor, places: Tensor, raw: Tensor, inverse: bool, kept: Any, grad_y: Tensor, grad_log: Tensor
     ) -> tuple[Tensor, Tensor]:
         from likely.bijections import affine_passes
 
-        has = [*arrays(x, y, places), inverse, *kept, *arrays(grad_y, grad_log)]
-        grad_x, grad_raw = affine_passes.gradient(*has)
-        return torch.from_numpy(grad_x), torch.from_numpy(grad_raw)
+        grad_x, grad_raw = grad_y.clone(memory_format=torch.contiguous_format), raw.new_empty(raw.shape)
+        has = [*arrays(x, y, places), inverse, *arrays(*kept, grad_log, grad_x, grad_raw)]
+        affine_passes.gradient(*has)
+        return grad_x, grad_raw
 
 
 class _Bins(NamedTuple):

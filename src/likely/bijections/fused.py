@@ -1,37 +1,69 @@
-r"""A layer whose parameters come from a plain perceptron, on a CPU: net, map and log-determinant as one node of autograd.
+r"""Layers whose parameters come from plain perceptrons, on a CPU: all that follow each other as one node of autograd.
 
     y = x with f(x_i; raw_i) at the places that move,      raw = perceptron(x)
 
-With a few dozen entries and units a layer is some ten small operations, and twice as many to differentiate it; what they cost is
-that each is called, recorded and put away. Here the matrix products are torch's, all between them is done in place or in one
-compiled pass (`transform.passed`), and the gradient is written out:
-
-    g_raw, g_x  = the transform's (`transform.pulled`)
-    g_W = g h^T,  g_b = sum g,  g <- (W^T g) where h > 0            through each linear map, backwards
-    g_x += g seen'(x)                                              at the entries that the net reads
-
-Where a derivative is itself to be differentiated, the same layer runs as tensor operations.
+`Layer` is what a bijection hands over that is of this kind; permutations between layers only change the names of entries. The passes
+are compiled (`chain_passes`); where a derivative is itself to be differentiated, the same layers run as tensor operations.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from likely.bijections.base import Bijection, no_volume
 from likely.bijections.elementwise import Affine, Compiled, Elementwise, Spline, arrays, compilable, with_graph
 from likely.nets.perceptron import FAR, Perceptron, Unrolled
 
-__all__ = ["draw", "move", "perceptron_of", "unrolled_of"]
+__all__ = ["Layer", "draw", "layer_of", "steps_of", "through", "unrolled_of"]
 
 
-def perceptron_of(net: nn.Module, transform: Elementwise, x: Tensor, given: Tensor | None) -> Perceptron | None:
-    """What `move` takes of a net, if it and the transform are of the kind."""
+class Layer(NamedTuple):
+    """The entries at `moved` of vectors are moved by what the perceptron says of them."""
+
+    transform: Compiled
+    plain: Perceptron
+    moved: Tensor
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What layers of one pass have in common."""
+        _, parameters, degrees, known, _ = self.plain
+        return self.transform, len(parameters), len(parameters[0]), degrees is None, None if known is None else len(known)
+
+
+Step = Layer | Tensor  # a permutation is its order
+
+
+def layer_of(net: nn.Module, transform: Elementwise, moved: Tensor | None, given: Tensor | None, n: int) -> Layer | None:
+    """A layer, if net and transform are of the kind; None moves what the net reads."""
     made = getattr(net, "perceptron", None)
-    if made is None or not isinstance(transform, Compiled) or not compilable(x) or torch.is_autocast_enabled("cpu"):
+    if made is None or not isinstance(transform, Compiled):
         return None
-    plain = made(given, x.shape[0])
-    return plain if plain is not None and not plain.dropout and plain.weights[0].dtype == x.dtype else None
+    plain = made(given, n)
+    return None if plain is None or plain.dropout else Layer(transform, plain, plain.reads if moved is None else moved)
+
+
+def steps_of(parts: Iterable[Bijection], x: Tensor, given: Tensor | None, *, inverse: bool = False) -> list[Step]:
+    """What `through` takes of the parts at the beginning; nothing if there is no layer among them."""
+    steps: list[Step] = []
+    kind: tuple[Any, ...] | None = None
+    if x.ndim != 2 or not compilable(x) or torch.is_autocast_enabled("cpu"):
+        return steps
+    for part in parts:
+        step = part.step(given, len(x), inverse=inverse)
+        if step is None:
+            break
+        if isinstance(step, Layer):
+            mine = step.kind
+            kind = kind or mine
+            if mine != kind or step.plain.parameters[0].dtype != x.dtype:
+                break
+        steps.append(step)
+    return steps if any(isinstance(step, Layer) for step in steps) else []
 
 
 def unrolled_of(net: nn.Module, transform: Elementwise, y: Tensor, given: Tensor | None) -> Unrolled | None:
@@ -54,93 +86,100 @@ def draw(transform: Any, unrolled: Unrolled, y: Tensor) -> tuple[Tensor, Tensor]
     return torch.from_numpy(x), torch.from_numpy(log_det)
 
 
-def move(transform: Any, plain: Perceptron, x: Tensor, places: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """Vectors x [B, D] with the entries at `places` moved by what the perceptron says of x, and the log-determinant [B]."""
+class _Plan(NamedTuple):
+    """How layers go one after the other.
+
+    Attributes:
+        wiring: int64, of each step the order, or the entries that a layer reads and moves and the degrees of its net.
+        table: how many entries each step permutes, reads and moves.
+        shape: width and number of hidden layers, whether they have degrees; kind and size of the transform, its bound and
+            least share; whether the inverse is meant.
+    """
+
+    steps: Sequence[Step]
+    wiring: np.ndarray
+    table: np.ndarray
+    shape: tuple[Any, ...]
+
+
+def through(steps: Sequence[Step], x: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """The image of vectors x [B, D] by layers and permutations, in the order in which they are met, and the log-determinant."""
+    layers = [step for step in steps if isinstance(step, Layer)]
+    plan = _planned(steps, layers[0], inverse)
+    known = None if layers[0].plain.known is None else torch.stack([cast("Tensor", layer.plain.known) for layer in layers])
+    parameters = [p for layer in layers for p in layer.plain.parameters]
     if torch.is_grad_enabled():
-        return cast("tuple[Tensor, Tensor]", _Layer.apply(x, transform, plain, places, inverse, *plain.weights, *plain.biases))
-    run = _run(transform, plain, x, places, inverse)
-    return run.y, run.log_det
+        return cast("tuple[Tensor, Tensor]", _Through.apply(x, known, plan, *parameters))
+    return _run(plan, x, known, parameters, keep=False)[:2]
 
 
-_below = torch.ops.aten.threshold_backward.grad_input
+def _planned(steps: Sequence[Step], first: Layer, inverse: bool) -> _Plan:
+    wires, table = [], []
+    for step in steps:
+        if isinstance(step, Layer):
+            wires += [step.plain.reads, step.moved, *(() if step.plain.degrees is None else (step.plain.degrees,))]
+            table.append((0, len(step.plain.reads), len(step.moved)))
+        else:
+            wires.append(step)
+            table.append((len(step), 0, 0))
+    parameters, transform = first.plain.parameters, first.transform
+    shape = len(parameters[0]), len(parameters) // 2 - 1, first.plain.degrees is not None, *_coded(transform), inverse
+    return _Plan(steps, torch.cat(wires).numpy(), np.array(table), shape)
 
 
-class _Run(NamedTuple):
-    """What a layer computed: its results, what the transform kept, inputs and weights of the linear maps, slopes of what they see."""
+def _coded(transform: Any) -> tuple[int, int, float, float]:
+    """Kind, size, bound and least share."""
+    from likely.bijections import layer_passes  # numba takes a third of a second to import
 
-    y: Tensor
-    log_det: Tensor
-    kept: Any
-    inputs: list[Tensor]
-    weights: list[Tensor]
-    slope: np.ndarray
+    if isinstance(transform, Spline):
+        return layer_passes.SPLINE, transform.size, transform.bound, transform.least
+    return (layer_passes.AFFINE, 2, transform.bound, 0.0) if isinstance(transform, Affine) else (layer_passes.ADDITIVE, 1, 0.0, 0.0)
 
 
-def _run(transform: Compiled, plain: Perceptron, x: Tensor, places: Tensor, inverse: bool) -> _Run:
-    from likely.bijections import perceptron_passes  # numba takes a third of a second to import
+def _run(plan: _Plan, x: Tensor, known: Tensor | None, parameters: Sequence[Tensor], *, keep: bool) -> tuple[Tensor, Tensor, Any]:
+    """The results, and what the gradient needs."""
+    from likely.bijections import chain_passes
 
-    x = x.detach().contiguous()
-    weights = plain.masked()
-    h, slope = perceptron_passes.look(x.numpy(), plain.reads.numpy(), FAR)
-    inputs = [torch.from_numpy(h)]
-    for weight, bias in zip(weights, plain.biases, strict=True):
-        inputs.append(torch.addmm(bias, inputs[-1], weight.t()))
-        if len(inputs) <= len(weights):
-            inputs[-1].relu_()
-    inputs[-1] = inputs[-1].view(x.shape[0], transform.size, -1)
-    return _Run(*transform.passed(x, places, inputs[-1], inverse), inputs, weights, slope)
+    weights, count = _flatten_dense_tensors(parameters), sum(isinstance(step, Layer) for step in plan.steps)
+    known = x.new_empty(count, 0, plan.shape[0]) if known is None else known
+    has: list[Any] = [*arrays(x, weights, known), plan.wiring, plan.table, FAR, keep, plan.shape]
+    z, log_det, *kept = chain_passes.forward(*has)
+    return torch.from_numpy(z), torch.from_numpy(log_det), kept
 
 
-class _Layer(torch.autograd.Function):
+class _Through(torch.autograd.Function):
     """See above."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, transform: Compiled, plain: Perceptron, places: Tensor, inverse: bool, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        run = _run(transform, plain, x, places, inverse)
-        ctx.layer, ctx.run = (transform, plain, places, inverse), run._replace(y=None, log_det=None)
-        ctx.save_for_backward(x, run.y, *parameters)
-        return run.y, run.log_det
+    def forward(ctx: Any, x: Tensor, known: Tensor | None, plan: _Plan, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det, ctx.kept = _run(plan, x, known, parameters, keep=True)
+        ctx.plan = plan
+        ctx.save_for_backward(x, known, *parameters)
+        return z, log_det
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, y, *parameters), run = ctx.saved_tensors, ctx.run
-        transform, plain, places, inverse = ctx.layer
+        from likely.bijections import chain_passes
+
+        (x, known, *parameters), plan = ctx.saved_tensors, ctx.plan
         if torch.is_grad_enabled():  # create_graph
-            return _differentiable(ctx, x, parameters, grads)
-        *inputs, raw = run.inputs
-        grad_x, g = transform.pulled(x, y, places, raw, inverse, run.kept, *grads)
-        g, by_weight, by_bias = g.flatten(1), [], []
-        for h, weight, mask, bias in reversed(list(zip(inputs, run.weights, plain.masks, plain.biases, strict=True))):
-            by_weight.append(_outer(g, h, mask))
-            by_bias.append(g if bias.shape == g.shape else g.sum(0).view(bias.shape))
-            if h is not inputs[0]:
-                g = g.mm(weight)
-                _below(g, h, 0, grad_input=g)
-            elif ctx.needs_input_grad[0]:
-                _look_back(grad_x, g.mm(weight), plain.reads, run.slope)
-        return grad_x, None, None, None, None, *reversed(by_weight), *reversed(by_bias)
+            inputs = [x, *parameters] if known is None else [x, known, *parameters]
+            by_x, *rest = with_graph(_as_tensors(plan, x, known, parameters), inputs, grads)
+            return by_x, None if known is None else rest.pop(0), None, *rest
+        has: list[Any] = [*ctx.kept, 0 if known is None else known.shape[1], plan.shape, *arrays(*grads)]
+        by_x, by_weight, by_known = map(torch.from_numpy, chain_passes.backward(*has))
+        return by_x, None if known is None else by_known, None, *_unflatten_dense_tensors(by_weight, parameters)
 
 
-def _outer(g: Tensor, h: Tensor, mask: Tensor | None) -> Tensor:
-    """g^T h where the mask lets it; the narrow one first, which matrix products like better."""
-    product = g.t().mm(h) if g.shape[1] <= h.shape[1] else h.t().mm(g).t()
-    return product if mask is None else product.mul_(mask)
-
-
-def _look_back(grad_x: Tensor, g: Tensor, reads: Tensor, slope: np.ndarray) -> None:
-    """Add the gradient by what the net saw."""
-    from likely.bijections import perceptron_passes
-
-    perceptron_passes.look_back(g.numpy(), reads.numpy(), slope, grad_x.numpy())
-
-
-def _differentiable(ctx: Any, x: Tensor, parameters: list[Tensor], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients as tensor operations."""
-    transform, plain, places, inverse = ctx.layer
-    layers = len(plain.weights)
-    plain = plain._replace(weights=parameters[:layers], biases=parameters[layers:])
-    result = transform.tensors_among(x, places, plain(x).view(x.shape[0], transform.size, -1), inverse)
-    by_x, *rest = with_graph(result, (x, *parameters), grads)
-    return by_x, None, None, None, None, *rest
+def _as_tensors(plan: _Plan, x: Tensor, known: Tensor | None, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same as tensor operations."""
+    log_det, layer, each = no_volume(x), 0, 2 * (plan.shape[1] + 1)
+    for step in plan.steps:
+        if isinstance(step, Layer):
+            mine = list(parameters[layer * each : (layer + 1) * each])
+            plain = step.plain._replace(parameters=mine, known=None if known is None else known[layer])
+            x, part = step.transform.tensors_among(x, step.moved, plain(x).view(len(x), step.transform.size, -1), plan.shape[-1])
+            log_det, layer = log_det + part, layer + 1
+        else:
+            x = x.index_select(1, step.argsort() if plan.shape[-1] else step)
+    return x, log_det

@@ -124,6 +124,9 @@ class Permute(Bijection):
         self.reverse = how == "reverse"
         self.register_buffer("order", torch.arange(channels).flip(0) if self.reverse else torch.randperm(channels))
 
+    def step(self, given: Tensor | None, n: int, *, inverse: bool) -> Tensor:
+        return self.order
+
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return x.flip(1) if self.reverse else x.index_select(1, self.order), no_volume(x)
 

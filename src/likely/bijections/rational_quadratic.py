@@ -105,7 +105,7 @@ def transform(
     """Write y and log |dy/dx| of x [B, n], and the probabilities p [2 bins, B n]."""
     rows, n = x.shape
     step, one = max(1, _BLOCK // max(n, 1)), math.log(math.expm1(1 - least))
-    most, total = np.empty(step * n), np.empty(step * n)
+    most, total = np.empty(step * n, p.dtype), np.empty(step * n, p.dtype)
     for begin in range(0, rows, step):
         end = min(rows, begin + step)
         _softmax(raw, begin, end, 0, bins, p, most, total)

@@ -90,6 +90,7 @@ class MaskedMLP(nn.Module):
     blocks: Sequence[Any]
     entries: Tensor
     begins: Tensor
+    degrees: Tensor
 
     def __init__(
         self,
@@ -117,6 +118,7 @@ class MaskedMLP(nn.Module):
         begins = torch.tensor([self._begin(degree) for degree in range(space.dims + 1)])
         self.register_buffer("begins", begins, persistent=False)
         self.last = MaskedLinear(degree, entry.repeat(out), fixed=True)
+        self.register_buffer("degrees", torch.cat([entry + 1, degree, entry.repeat(out)]), persistent=False)
         for p in self.last.parameters():
             nn.init.zeros_(p)
 
@@ -124,10 +126,8 @@ class MaskedMLP(nn.Module):
         """All that the net computes, if that is a perceptron."""
         if self.residual:
             return None
-        linears, embedding = [self.first, *self.blocks, self.last], self.given(given, n)
-        weights, masks, biases = ([getattr(linear, part) for linear in linears] for part in ("weight", "mask", "bias"))
-        biases[0] = biases[0] if embedding is None else biases[0] + embedding
-        return Perceptron(self.entries, weights, masks, biases, self.dropout if self.training else 0.0)
+        parameters = [p for linear in (self.first, *self.blocks, self.last) for p in (linear.weight, linear.bias)]
+        return Perceptron(self.entries, parameters, self.degrees, self.given(given, n), self.dropout if self.training else 0.0)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         plain = self.perceptron(given, len(x))

@@ -73,11 +73,8 @@ class PlainMLP(nn.Module):
             nn.init.zeros_(p)
 
     def perceptron(self, embedding: Tensor | None = None) -> Perceptron:
-        layers = list(self.layers)
-        weights: list[Tensor] = [layer.weight for layer in layers]
-        biases: list[Tensor] = [layer.bias for layer in layers]
-        biases[0] = biases[0] if embedding is None else biases[0] + embedding
-        return Perceptron(self.reads, weights, [None] * len(layers), biases, self.dropout if self.training else 0.0)
+        parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+        return Perceptron(self.reads, parameters, None, embedding, self.dropout if self.training else 0.0)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         return self.perceptron(embedding)(x)

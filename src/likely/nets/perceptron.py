@@ -26,28 +26,35 @@ class Perceptron(NamedTuple):
 
     Attributes:
         reads: int64, the entries that it sees.
-        weights: [outputs, inputs] each.
-        masks: of the weights, 0 or 1; None where all are there.
-        biases: [outputs] each; the first [B, outputs] or [1, outputs] where it depends on what is given.
+        parameters: W [outputs, inputs] and b [outputs] of each linear map.
+        degrees: int64, of what it sees, of the units of any hidden layer, and of the outputs, one after the other: a weight is there
+            where the target's degree is at least the source's; None where all are.
+        known: what is added to the first b where that depends on what is given, [B or 1, outputs].
         dropout: of what ReLU gives.
     """
 
     reads: Tensor
-    weights: list[Tensor]
-    masks: list[Tensor | None]
-    biases: list[Tensor]
+    parameters: list[Tensor]
+    degrees: Tensor | None = None
+    known: Tensor | None = None
     dropout: float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         h = seen(x.index_select(1, self.reads))
-        for i, (weight, bias) in enumerate(zip(self.masked(), self.biases, strict=True)):
+        for i, (weight, bias) in enumerate(zip(self.weights(), self.parameters[1::2], strict=True)):
             h = F.dropout(F.relu(h), self.dropout, self.dropout > 0) if i else h
-            h = torch.addmm(bias, h, weight.t())
+            h = F.linear(h, weight, bias)
+            h = h if i or self.known is None else h + self.known
         return h
 
-    def masked(self) -> list[Tensor]:
-        """The weights as they are used."""
-        return [w if m is None else w * m for w, m in zip(self.weights, self.masks, strict=True)]
+    def weights(self) -> list[Tensor]:
+        """Those that are there, and zeros."""
+        weights = self.parameters[::2]
+        if self.degrees is None:
+            return weights
+        inputs, units, outputs = self.degrees.split([len(self.reads), len(weights[0]), len(weights[-1])])
+        sources, targets = [inputs, *[units] * (len(weights) - 1)], [*[units] * (len(weights) - 1), outputs]
+        return [torch.where(s <= t[:, None], w, 0.0) for w, s, t in zip(weights, sources, targets, strict=True)]
 
 
 class Unrolled(NamedTuple):
