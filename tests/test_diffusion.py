@@ -141,6 +141,25 @@ def test_a_mean_without_variance_draws_the_nearest_level(bins):
     assert levels.draw(Posterior(levels.value(code) + off, torch.zeros_like(off))).equal(code)
 
 
+@pytest.mark.parametrize("bins", [False, True])
+@pytest.mark.parametrize("deviation", [0.02, 0.5, 0.9, 3.0, 40.0])
+@pytest.mark.parametrize("place", [17.3, 0.4, -2.0, 63.9])
+def test_levels_are_drawn_by_their_mass(bins, deviation, place):
+    torch.manual_seed(0)
+    levels, n = Levels([Support("ordinal", 64, center=30.0, scale=15.0, missing=True), Support("ordinal", 2)], few=0, bins=bins), 20_000
+    mean = levels.points[:, :1] + levels.gaps[:, None] * torch.tensor([[place], [0.3]])
+    var = (levels.gaps * deviation).square()[:, None]
+    mass = levels.log_mass(Posterior(mean[None], var[None])).exp()[0, :, :, 0]
+    code = levels.draw(Posterior(mean.expand(n, 2, 1), var.expand(n, 2, 1)))
+    for channel in (0, 1):
+        counts = torch.bincount(code[:, channel, 0], minlength=65).double()
+        expected = n * mass[channel].double() / mass[channel].double().sum()
+        seen = expected > 5
+        chi = ((counts - expected)[seen].square() / expected[seen]).sum() + (counts[~seen].sum() - expected[~seen].sum()).abs()
+        freedom = max(1, int(seen.sum()) - 1)
+        assert chi < freedom + 5 * (2 * freedom) ** 0.5 + 5
+
+
 def test_moments_of_few_levels_are_those_of_their_mass():
     levels = Levels([Support("ordinal", 5, center=2.5, scale=1.4)])
     one = torch.ones(6, 1)

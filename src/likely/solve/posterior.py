@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from likely.noise import Noise
 from likely.solve.intervals import normal_interval
+from likely.solve.odds import gumbel_argmax, whole_normal
 from likely.space import MISSING, Space, Support
 
 __all__ = ["Levels", "Lift", "Posterior", "gaussian_posterior"]
@@ -87,6 +88,7 @@ class Levels(nn.Module):
 
     points: Tensor  # [C, K], increasing; infinite where an entry has fewer than K
     last: Tensor  # [C], the number of the last point
+    gaps: Tensor  # [C], between neighbours
     loses: Tensor  # [C], whether the last point means missing
 
     def __init__(self, supports: Sequence[Support], *, few: int = _MOST_LEVELS, bins: bool = False) -> None:
@@ -96,6 +98,7 @@ class Levels(nn.Module):
         padded = [row + [math.inf] * (max(states) - len(row)) for row in rows]
         self.register_buffer("points", torch.tensor(padded), persistent=False)
         self.register_buffer("last", torch.tensor(states) - 1, persistent=False)
+        self.register_buffer("gaps", torch.tensor([(row[-1] - row[0]) / max(1, len(row) - 1) or 1.0 for row in rows]), persistent=False)
         self.register_buffer("loses", torch.tensor([s.missing for s in supports]), persistent=False)
         self.few, self.bins = max(states) <= few, bins
         self.width = max(states) if self.few else 2
@@ -144,8 +147,13 @@ class Levels(nn.Module):
 
     def draw(self, posterior: Posterior) -> Tensor:
         """Numbers of points, drawn from the mass."""
-        log_mass = self.log_mass(posterior)
-        return (log_mass - torch.empty_like(log_mass).exponential_().log()).argmax(2)
+        if posterior.log_mass is not None:
+            return gumbel_argmax(posterior.log_mass, 2)
+        first, gap, last = (_per_entry(v, posterior.mean) for v in (self.points[:, 0], self.gaps, self.last))
+        place, deviation = (posterior.mean - first) / gap, posterior.var.clamp_min(_EXACT**2).sqrt() / gap
+        if self.bins:
+            return torch.minimum((place + deviation * torch.randn_like(place)).round().clamp_min(0).long(), last)
+        return whole_normal(place, deviation, last.expand_as(place))
 
     def decoded(self, e: Tensor, deviation: float) -> Posterior:
         """p(x | e with noise) by Bayes' rule if all levels are as likely: what little noise there is decides."""
@@ -257,7 +265,7 @@ class Lift(nn.Module):
 
     def nearest(self, e: Tensor) -> Tensor:
         """Examples whose lifted entries are the nearest to e, [B, *shape] in data units."""
-        return self.settle(e, _EXACT)
+        return self.draw(Posterior(e, torch.zeros_like(e)))
 
     def entries_of(self, known: Tensor) -> Tensor:
         """Which lifted entries belong to data entries that are marked, bool [B, *shape] -> [B, *lifted shape]."""
