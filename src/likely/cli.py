@@ -100,7 +100,9 @@ def fit(
     steps: Annotated[int | None, typer.Option("--steps", help="Or a budget of steps.", show_default=False)] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Or of passes over the training split.", show_default=False)] = None,
     out: OutOption = None,
-    start: Annotated[Path | None, typer.Option("--from", help="Go on from a stored model.", show_default=False)] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Go on from a stored model, or begin another family by its weights.", show_default=False)
+    ] = None,
     size: SizeOption = "small",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -128,7 +130,7 @@ def fit(
     out = out or Path("likely-runs") / f"{loaded.name}-{families.slug(model)}"
     budget = {"minutes": minutes, "steps": steps, "epochs": epochs}
     how = {"size": size, "seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": numbers, "track": track}
-    run = likely.fit(loaded, likely.open(start) if start else model, out=out, **budget, **how, **options)
+    run = likely.fit(loaded, model, out=out, start=start, **budget, **how, **options)
     if train.is_main_process():
         printing.fitted(run, out)
     train.leave()

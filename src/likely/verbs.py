@@ -26,6 +26,7 @@ from likely.variational_bound import Terms, VariationalBound
 
 __all__ = ["abilities", "data", "families_with", "fit", "models", "open", "sample", "score", "show", "stream", "terms"]
 
+_DEFAULT = "autoregressive"
 _LENGTH = 500  # symbols that a text goes on for, unless told
 _ABILITIES: dict[str, type] = {
     "likelihood": Likelihood,
@@ -44,19 +45,31 @@ def open(folder: str | Path, *, device: str = "cpu") -> Model:
     return store.open_model(folder, device=device)
 
 
-def fit(source: Any, model: str | Model = "autoregressive", *, given: Any = None, out: str | Path | None = None, **how: Any) -> train.Run:
+def fit(
+    source: Any,
+    model: str | Model = _DEFAULT,
+    *,
+    given: Any = None,
+    out: str | Path | None = None,
+    start: Model | str | Path | None = None,
+    **how: Any,
+) -> train.Run:
     """Fit a family to data; with `out`, the model and `run.json` with its test likelihood are left there.
 
     Args:
         source: a `Data`, or anything that `likely.load` reads.
         model: a registered name (see `likely.models()`), or a model to continue from.
         given: what to condition on, such as "label"; p(x) by default.
+        start: a fitted model, or its folder, to go on from; a family other than the default begins from its weights,
+            in its size: their nets must be the same.
         how: budget (`minutes`, `steps` or `epochs`), `size`, `seed`, `device`, ... and the family's own options:
             see `likely.train.fit`.
 
     Returns: a `Run` with `model`, `seconds`, `steps`, `curve`.
     """
     data = as_data(source, given=given)
+    if start is not None and isinstance(model, str):
+        model = _begun(as_model(start), model, how)
     if train.is_main_process():
         for line in data.repeats():
             warnings.warn(line, UserWarning, stacklevel=2)
@@ -64,6 +77,13 @@ def fit(source: Any, model: str | Model = "autoregressive", *, given: Any = None
     if out is not None and train.is_main_process():
         _record_test(run, data, Path(out))
     return run
+
+
+def _begun(start: Model, name: str, how: dict[str, Any]) -> Model:
+    """The model itself where no other family is asked for; options of the family that is are taken out of `how`."""
+    own = families.option_names(families.family_class(name))
+    options = {option: how.pop(option) for option in list(how) if option in own}
+    return start if name in (_DEFAULT, start.config["model"]) else families.tuned_from(start, name, **options)
 
 
 def _record_test(run: train.Run, data: Data, folder: Path) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "parsed",
     "slug",
     "split_names",
+    "tuned_from",
 ]
 
 
@@ -134,6 +135,7 @@ FAMILIES: dict[str, Family] = {
     "score": Family("likely.families.score:ScoreModel", featured=False),
     "flow-matching": Family("likely.families.flow_matching:FlowMatching", featured=False),
     "meanflow": Family("likely.families.meanflow:MeanFlow", featured=False),
+    "consistency": Family("likely.families.consistency:Consistency", featured=False),
 }
 
 
@@ -227,6 +229,23 @@ def build(name: str, space: "Space", *, given: "Space | None" = None, size: str 
     members = {"members": _members(cls, parts, space, given, size)} if parts else {}
     model = cls(space, given=given, size=size, **{**registry()[own].preset, **chosen}, **members)
     model.config = {"model": name, "size": size, "options": options}
+    return model
+
+
+def tuned_from(start: "Model", name: str, **options: Any) -> "Model":
+    """A registered family with the weights of a fitted model, of its size, and with those of its options that both have.
+
+    Raises: UsageError if their nets differ.
+    """
+    known = option_names(family_class(name))
+    kept = {option: value for option, value in start.config["options"].items() if option in known}
+    model = build(name, start.space, given=start.given_space, size=start.config["size"], **{**kept, **options})
+    mine, theirs = ({key: value.shape for key, value in m.state_dict().items()} for m in (model, start))
+    if mine != theirs:
+        raise UsageError(
+            f"Model '{name}' cannot begin from a '{start.config['model']}': their nets differ.", "consistency begins from flow-matching."
+        )
+    model.load_state_dict(start.state_dict())
     return model
 
 

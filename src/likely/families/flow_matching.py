@@ -30,17 +30,14 @@ from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Likelihood, Recipe
 from likely.nets import net as build_net
-from likely.nets.conditioning import expand_like
 from likely.noise import Noise
 from likely.solve.coupling import COUPLINGS
-from likely.solve.noise import noise_schedule
 from likely.solve.objectives import TIMES, stratified
 from likely.solve.posterior import Lift, Posterior
+from likely.solve.straight import Straight
 from likely.space import Space
 
 __all__ = ["FlowMatching"]
-
-_ENDS = (6.0, -14.0)  # log-SNR: sigma from 5 % of the data's deviation, less where the data are finer; alpha down to .1 %
 
 
 class FlowMatching(Denoising, Likelihood):
@@ -82,9 +79,8 @@ class FlowMatching(Denoising, Likelihood):
         self.coupling, self.trained_at = coupling, times
         self.gaussian = coupling == "independent"
         self.lift = Lift(space, few=0)
-        self.schedule = noise_schedule("rectified", max(self.lift.log_snr, _ENDS[0]), _ENDS[1], scaling="rectified")
-        first, last = (self.schedule.at(torch.tensor(end, dtype=torch.float64))[1].item() for end in self.schedule.shape.ends())
-        self.first, self.span = first, last - first
+        self.path = Straight(self.lift.log_snr)
+        self.schedule = self.path.schedule
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
@@ -94,17 +90,11 @@ class FlowMatching(Denoising, Likelihood):
         if self.coupling != "independent":
             eps = eps[COUPLINGS[self.coupling](e, eps)]
         t = TIMES[self.trained_at](stratified(len(e), e.device), self.schedule).to(e)
-        sigma, rate = self.noise(t, e), self.span * (eps - e)
-        said = self.net(torch.lerp(e, eps, sigma) / torch.hypot(1 - sigma, sigma), t, given).float()
-        return (rate - said).square().flatten(1).mean(1)
-
-    def noise(self, t: Tensor, like: Tensor) -> Tensor:
-        """sigma_t of the straight path, linear in t [B] between the ends of the schedule, to broadcast over `like`."""
-        return expand_like(self.first + self.span * t.to(like), like)
+        said = self.path.velocity(self.net, torch.lerp(e, eps, self.path.noise(t, e)), t, given)
+        return (self.path.span * (eps - e) - said).square().flatten(1).mean(1)
 
     def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
-        sigma = self.noise(t, z)
-        mean = z * torch.hypot(1 - sigma, sigma) - sigma / self.span * self.net(z, t.to(z), given).to(z)
+        mean = self.path.clean(self.net, z * self.scale(t, z), t, given)
         return Posterior(mean, torch.zeros_like(mean))
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
