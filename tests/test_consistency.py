@@ -33,6 +33,17 @@ class Ends(nn.Module):
         return (z - (self.mean + along @ self.axes.T + self.shift)) * self.path.span / s
 
 
+class Says(nn.Module):
+    """A net that is a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, u, t, given=None):
+        return self.function(u, t, given)
+
+
 def perfect(**options):
     model = Consistency(Space.reals(2), size="tiny", **options)
     exact = gaussian(model.path.schedule, (2,))
@@ -78,6 +89,29 @@ def test_no_gradient_leads_away_from_exact_ends_where_rungs_are_many():
     assert gradient(50, 0.0).abs().max() < 4 / len(x) ** 0.5
     assert (gradient(2, 0.3) > 0.1).all()
     assert (gradient(2, -0.3) < -0.1).all()
+
+
+def test_steps_of_an_exact_teacher_stay_on_the_path_as_rungs_grow():
+    x = perfect()[1].sample(500).float()
+
+    def loss(rungs):
+        model, exact = perfect(rungs=rungs)
+        teacher = FlowMatching(Space.reals(2), size="tiny")
+
+        def velocity(u, t, given=None):
+            s = model.path.noise(t, u)
+            z = u * torch.hypot(1 - s, s)
+            return (z - exact(z, t)[0].to(z)) * model.path.span / s
+
+        teacher.net = Says(velocity)
+        model.learn_from(teacher)
+        assert not [name for name in model.state_dict() if "teacher" in name]
+        torch.manual_seed(0)
+        return model(x).mean().item()
+
+    coarse, fine = loss(50), loss(400)
+    assert fine < coarse / 6 < 0.01  # a step of Euler's is off by its square
+    assert perfect()[0](x).mean() > 5 * coarse  # lines leave the path
 
 
 def test_the_lowest_rung_is_denoising(monkeypatch):

@@ -42,6 +42,7 @@ __all__ = [
     "Starts",
     "Stepwise",
     "Traced",
+    "Tuned",
     "Varied",
     "Weighted",
     "evaluating",
@@ -274,6 +275,14 @@ class Traced(ABC):
     @abstractmethod
     def trace(self, n: int, given: Tensor | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """(x [n, *shape] in data units, which of its entries are hidden) after each call of the net, the last being examples."""
+
+
+class Tuned(ABC):
+    """Learns from a fitted model whose weights it begins from."""
+
+    @abstractmethod
+    def learn_from(self, teacher: Model) -> None:
+        """Train against a model of the same net."""
 
 
 class Varied(ABC):

@@ -237,6 +237,8 @@ def tuned_from(start: "Model", name: str, **options: Any) -> "Model":
 
     Raises: UsageError if their nets differ.
     """
+    from likely.model import Tuned
+
     known = option_names(family_class(name))
     kept = {option: value for option, value in start.config["options"].items() if option in known}
     model = build(name, start.space, given=start.given_space, size=start.config["size"], **{**kept, **options})
@@ -246,6 +248,8 @@ def tuned_from(start: "Model", name: str, **options: Any) -> "Model":
             f"Model '{name}' cannot begin from a '{start.config['model']}': their nets differ.", "consistency begins from flow-matching."
         )
     model.load_state_dict(start.state_dict())
+    if isinstance(model, Tuned):
+        model.learn_from(start)
     return model
 
 

@@ -4,13 +4,14 @@ r"""Consistency models: a net tuned until it says the same end of a path whereve
 
 A net v that has learnt flow matching says the mean of the clean example, f = E[e | z_t]. Tuned, it says where the flow through z ends:
 the function that is constant along each path of dz/dt = v and is z itself at t = 0. What is asked is agreement with itself a little
-nearer to the data, on the line that joins an example to its noise,
+nearer to the data,
 
-    loss  |f(z_t, t) - f(z_r, r)|,      r = max(t - 1 / rungs, 0),      z_t, z_r of the same e and eps,   f(z_r, r) held fixed
+    loss  |f(z_t, t) - f(z_r, r)|,      r = max(t - 1 / rungs, 0),      f(z_r, r) held fixed
 
-At r = 0 this is the loss of denoising, which anchors all others. The mean over the lines through z_t moves along the flow, and their
-spread costs of the order of 1 / rungs. The parametrisation is that of `flow-matching`, of which training begins (`--from`); from
-random weights, what holds at r = 0 has to climb rung by rung.
+where z_r is one Euler step of the teacher, the net that tuning began from (`--from`), so that both lie on one path. At r = 0 the step
+ends at what the teacher takes the example to be, which anchors all others. Without a teacher z_r is on the line from the example to
+its noise, of the same e and eps, and e itself at r = 0: right on average, while the lines' spread adds up to a variance of the order
+of 1 / rungs, which blurs.
 
 It draws in one call, f(eps, 1); or in several, adding new noise of a lower level to what it said before. It has no likelihood.
 
@@ -20,14 +21,15 @@ References:
     | Consistency models made easy (tuning from a trained model; Geng et al., 2025) | https://arxiv.org/abs/2406.14548
 """
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from likely.errors import UsageError
-from likely.model import Model, Recipe, evaluating, expand_given
+from likely.model import Model, Recipe, Tuned, evaluating, expand_given
 from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise
@@ -41,7 +43,7 @@ __all__ = ["Consistency"]
 _SLACK = 1e-3  # below such an error, the loss is its square: pseudo-Huber
 
 
-class Consistency(Model):
+class Consistency(Model, Tuned):
     """Examples in one call of a net that flow matching has trained.
 
     Args:
@@ -69,20 +71,32 @@ class Consistency(Model):
         if space.layout == "columns":
             self.recipe = replace(self.recipe, batch=256)
         self.rungs = rungs
+        self._teacher: list[nn.Module] = []
         self.lift = Lift(space, few=0)
         self.path = Straight(self.lift.log_snr)
         options = {"dropout": 0.0, **options}  # the two that should agree would drop other units
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
 
+    def learn_from(self, teacher: Model) -> None:
+        """Follow the paths of a fitted model with the same net; it is no part of the model, and is not stored with it."""
+        self._teacher = [copy.deepcopy(teacher.get_submodule("net")).eval().requires_grad_(False)]
+
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """How far the ends of a path differ, said at one rung and at the next: pseudo-Huber, over the square root of the entries."""
         e, _ = self.lift(x, Noise(x))
         eps, t = torch.randn_like(e), stratified(len(e), e.device).to(e)
-        there = self.end(self._between(e, eps, t), t, given)
+        r = (t - 1 / self.rungs).clamp_min(0)
+        z = self._between(e, eps, t)
+        there = self.end(z, t, given)
         with torch.no_grad():
-            r = (t - 1 / self.rungs).clamp_min(0)
-            nearer = torch.where(expand_like(r > 0, e), self.end(self._between(e, eps, r), r, given), e)
+            before, clean = (self._between(e, eps, r), e) if not self._teacher else self._stepped(z, t, r, given)
+            nearer = torch.where(expand_like(r > 0, e), self.end(before, r, given), clean)
         return ((there - nearer).square().flatten(1).mean(1) + _SLACK**2).sqrt() - _SLACK
+
+    def _stepped(self, z: Tensor, t: Tensor, r: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z_r, and what the teacher takes the example to be."""
+        clean = self.path.clean(self._teacher[0].to(z.device), z, t, given)
+        return clean + self.path.noise(r, z) / self.path.noise(t, z) * (z - clean), clean
 
     def _between(self, e: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         return torch.lerp(e, eps, self.path.noise(t, e))

@@ -7,15 +7,15 @@ No path is solved in training: differentiating (t - r) u = int v along the path 
     u = v - (t - r) du/dt,     du/dt = v . grad_z u + du/dt|_z
 
 whose right side, with the velocity eps - e of the example at hand for v and the net itself for u, is the target (held fixed). The
-total derivative is one product of the Jacobian with (v, 0, 1), forwards, at the cost of a few calls. In most of each batch r = t,
-where u = v and no derivative is needed: plain flow matching, which the other times rest on. Errors are weighed by
-1 / (error + c), for targets of long times are noisy.
+total derivative, along (v, 0, 1), is a central difference of two calls. In most of each batch r = t, where u = v and no derivative is
+needed: plain flow matching, which the other times rest on. Errors are weighed by 1 / (error + c), for targets of long times are noisy.
 
 u(z, t, t) is the velocity itself, so that the model has all of `denoising`: its solvers, its latent, its likelihood, which is that of the
 differential equation and not of one call.
 
 References:
     | Mean flows for one-step generative modeling (Geng et al., 2025) | https://arxiv.org/abs/2505.13447
+    | Transition models (the derivative by a difference; Wang et al., 2025) | https://arxiv.org/abs/2509.04394
 """
 
 from dataclasses import replace
