@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from arrays import LEVELS, split
-from common import emit, options, peer
+from common import emit, fit_within, options, peer
 
 OURS = ("diffusion", "ddpm", "flow-matching", "meanflow", "vdm", "score")
 BOUNDED = ("diffusion", "ddpm", "vdm")  # those whose likelihood is a bound, quick to compute
 OF_EQUATION = 16  # test images whose likelihood is that of a differential equation
 BOOTSTRAPS = 200
-PILOT = 100  # steps of a first run, which says how many there is time for
 PEERS = ("denoising-diffusion-pytorch", "diffusers", "diffusers, cosine and v")
 
 
@@ -69,16 +68,11 @@ def judged(drawn: Tensor, real: Tensor) -> dict[str, float]:
 
 def trained(data: Any, name: str, seconds: float, seed: int, **chosen: Any) -> tuple[Any, dict[str, Any]]:
     """A run of so many CPU seconds, and what is to be said of it."""
-    from likely.train import fit
-
     # forward derivatives of meanflow are in float32; a fit in minutes measures bf16 as faster for the others
     how = {"threads": 1, "precision": "float32" if name == "meanflow" else "bf16", **chosen}
-
-    def timed(steps: int) -> tuple[Any, float]:
-        start = time.process_time()
-        return fit(data, name, steps=steps, seed=seed, progress=False, **how), time.process_time() - start
-
-    run, cpu = timed(int(seconds / (timed(PILOT)[1] - timed(PILOT // 5)[1]) * 0.8 * PILOT))
+    start = time.process_time()
+    run = fit_within(data, name, seconds, seed=seed, **how)
+    cpu = time.process_time() - start
     size = sum(p.numel() for p in run.model.parameters())
     batch = how.get("batch", run.model.recipe.batch)
     return run.model, {"steps": run.steps, "cpu_seconds": cpu, "train_images_per_s": run.steps * batch / cpu, "parameters": size}

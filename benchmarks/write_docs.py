@@ -241,36 +241,30 @@ def diffusion_speed():
 
 
 def diffusion_quality():
-    found = sorted(newest("diffusion_quality", "library", "budget_cpu_seconds"), key=lambda r: r["c2st"])
+    found = newest("diffusion_quality", "library", "budget_cpu_seconds", "seed")
     budget = max(r["budget_cpu_seconds"] for r in found)
-    rows = []
+    runs = defaultdict(list)
     for r in (r for r in found if r["budget_cpu_seconds"] == budget):
-        likelihood = f"{SYMBOLS[r['kind']]} {r['bits']:.3f} ± {r['stderr']:.3f} ({r['n']})" if "bits" in r else ""
-        calls, speeds = f"{r['sampler']}, {r['calls']}", [f"{r[key]:,.0f}" for key in ("samples_per_s", "train_images_per_s")]
-        name = f"**{r['library']}**" if "bits" in r else r["library"]
-        rows.append(
-            [
-                name,
-                f"{r['parameters']:,}",
-                f"{r.get('cpu_seconds', budget):.0f}",
-                f"{r['energy']:.4f}",
-                f"{r['c2st']:.3f}",
-                calls,
-                *speeds,
-                likelihood,
-            ]
-        )
-    one = next(r for r in found if r["budget_cpu_seconds"] == budget)
+        runs[r["library"]].append(r)
+    rows = []
+    for name, each in sorted(runs.items(), key=lambda item: mean(r["c2st"] for r in item[1])):
+        r = each[0]
+        likelihood = f"{SYMBOLS[r['kind']]} {mean(r['bits'] for r in each):.3f} ± {r['stderr']:.3f} ({r['n']})" if "bits" in r else ""
+        quality = [spread_of([r[key] for r in each], digits) for key, digits in (("energy", 4), ("c2st", 3))]
+        speeds = [f"{mean(r[key] for r in each):,.0f}" for key in ("samples_per_s", "train_images_per_s")]
+        shown = f"**{name}**" if "bits" in r else name
+        rows.append([shown, f"{r['parameters']:,}", str(len(each)), *quality, f"{r['sampler']}, {r['calls']}", *speeds, likelihood])
+    one = next(iter(runs.values()))[0]
     floor = one["floor"]
     text = (
-        f"8x8 images after about {budget:g} CPU seconds of training (those that were taken stand beside), batches of 64, "
-        f"{one['samples']} samples against 360 test images: energy "
+        f"8x8 images after {budget:g} CPU seconds of training, batches of 64, {one['samples']} samples against 360 test images: energy "
         f"distance (training images instead: {floor['energy']:.4f}) and held-out accuracy of an RBF support vector machine (training "
-        f"images instead: {floor['c2st']:.3f}; .5 is best); one seed. Samples and training images per CPU second. "
-        "Bits/dim of test images, their number in brackets: bounds, or those of the differential equation. "
-        "`make bench-setup && python benchmarks/diffusion_quality.py --seconds S`"
+        f"images instead: {floor['c2st']:.3f}; .5 is best); mean and deviation over seeds. Samples and training images per CPU "
+        "second. Bits/dim of test images with the standard error of one run, their number in brackets: bounds, or those of the "
+        "differential "
+        "equation. `make bench-setup && python benchmarks/diffusion_quality.py --seconds S --seed K`"
     )
-    head = ["library", "parameters", "CPU s", "energy distance", "told apart", "sampler, calls", "samples/s", "train/s", "test bits/dim"]
+    head = ["library", "parameters", "seeds", "energy distance", "told apart", "sampler, calls", "samples/s", "train/s", "test bits/dim"]
     parts = [section("Diffusion, samples of digits", text, head, rows, one)]
     for s in (r["shortcuts"] for r in found if r["budget_cpu_seconds"] == budget and "shortcuts" in r):
         parts.append(
@@ -282,7 +276,7 @@ def diffusion_quality():
 
 
 def flow_matching():
-    found = newest("flow_matching", "data", "coupling", "library")
+    found = sorted(newest("flow_matching", "data", "coupling", "library"), key=lambda r: (r["data"], r["coupling"], r["library"]))
     rows = []
     for r in found:
         nats = f"{SYMBOLS[r['kind']]} {r['nll']:.3f} ± {r['stderr']:.3f}, true {r['truth']:.3f}" if "nll" in r else ""
