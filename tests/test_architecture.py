@@ -22,6 +22,7 @@ LAYERS = [
     ["ancestral", "invertible"],
     ["probability_flow"],
     ["denoising"],
+    ["partly_known"],
     ["coded_chain"],
     ["variational_bound"],
     ["families"],

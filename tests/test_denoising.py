@@ -254,7 +254,7 @@ def test_a_tolerance_of_nothing_is_refused(name):
 
 
 def test_more_rows_than_fit_at_once_are_filled_each_by_its_own(monkeypatch):
-    monkeypatch.setattr("likely.denoising._CHUNK", 4 * GRID.dims)
+    monkeypatch.setattr("likely.partly_known.CHUNK", 4 * GRID.dims)
     model = perturbed("diffusion", given=Space.label(2))
     torch.manual_seed(3)
     x, known, label = torch.randint(4, (5, *GRID.shape)), torch.rand(5, *GRID.shape) < 0.5, torch.arange(5)[:, None] % 2

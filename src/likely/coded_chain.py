@@ -11,9 +11,9 @@ from torch import Tensor
 
 from likely.coding import Codec, counts
 from likely.coding.bits_back import Chain, chained, in_groups, rungs
-from likely.denoising import Denoising
 from likely.errors import UsageError
 from likely.model import Coded, expand_given
+from likely.partly_known import PartlyKnown
 from likely.solve.posterior import Posterior
 
 __all__ = ["CodedChain"]
@@ -21,7 +21,7 @@ __all__ = ["CodedChain"]
 _CHUNK = 2**16  # numbers per call of the net
 
 
-class CodedChain(Denoising, Coded, ABC):
+class CodedChain(PartlyKnown, Coded, ABC):
     """Is drawn from by a chain of noise levels."""
 
     @property

@@ -1,16 +1,15 @@
-r"""What every model of noisy data does alike: draw, vary and fill, all by what it says of the clean example.
+r"""What every model of noisy data does alike: draw and vary, by what it says of the clean example.
 
     z_t = alpha_t e + sigma_t eps,   eps ~ N(0, I)          p(e | z_t) has the mean m(z_t, t) and variance V(z_t, t)
 
 e is the example lifted to reals (`solve.posterior.Lift`). A family says what p(e | z_t) is, for alpha^2 + sigma^2 = 1; other scalings
-are changes of variable, made here. Any sampler then walks from noise to data, from part of the noise to variations of an example, or
-held to what is known of one. Latents and densities are those of the differential equation (`probability_flow`).
+are changes of variable, made here. Any sampler then walks from noise to data, or from part of the noise to variations of an example.
+Latents and densities are those of the differential equation (`probability_flow`); fills are walks held to what is known (`partly_known`).
 
 References:
     | Classifier-free diffusion guidance (Ho and Salimans, 2022) | https://arxiv.org/abs/2207.12598
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
@@ -19,21 +18,20 @@ import torch
 from torch import Tensor
 
 from likely.errors import UsageError, nearest
-from likely.model import Fillable, Filled, Model, Traced, Varied, evaluating, expand_given
+from likely.model import Model, Traced, Varied, evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.known import Knowledge
 from likely.noise import Noise
 from likely.probability_flow import ProbabilityFlow
 from likely.solve.denoise import Denoise, Watched
 from likely.solve.guidance import classifier_free
-from likely.solve.inpainting import INPAINTERS
 from likely.solve.parametrisation import convert
 from likely.solve.posterior import Posterior
 from likely.solve.samplers import GRIDS, SAMPLERS, find_sampler, grid, sampler_options
 
-__all__ = ["Denoising", "Plan", "See", "check_words", "rows"]
+__all__ = ["CHUNK", "Denoising", "Plan", "See", "check_words", "rows"]
 
-_CHUNK = 2**16  # numbers per call of the net outside training
+CHUNK = 2**16  # numbers per call of the net outside training
 See = Callable[[Tensor, Tensor, Tensor], None]  # what each call of the net was for: z, t [B] and the mean
 _SOLVER = "dpm-solver", 16
 _STRAIGHT = ("ddim", "euler", "heun", "dpm-solver")  # samplers that add no noise of their own
@@ -48,7 +46,7 @@ class Plan(NamedTuple):
     guidance: float
 
 
-class Denoising(ProbabilityFlow, Fillable, Traced, Varied, ABC):
+class Denoising(ProbabilityFlow, Traced, Varied, ABC):
     """Says what the clean example is, given a noisy one.
 
     Class data:
@@ -133,7 +131,7 @@ class Denoising(ProbabilityFlow, Fillable, Traced, Varied, ABC):
         """
         options = {"eta": eta, "churn": churn, "corrections": corrections, "variance": variance}
         plan = self.plan(sampler, steps, grid, guidance, {name: value for name, value in options.items() if value is not None})
-        given, size = expand_given(given, n), max(1, _CHUNK // self.lift.space.dims)
+        given, size = expand_given(given, n), max(1, CHUNK // self.lift.space.dims)
         with evaluating(self):
             return torch.cat([self.drawn(plan, min(size, n - i), rows(given, i, size)) for i in range(0, max(n, 1), size)])
 
@@ -221,56 +219,6 @@ class Denoising(ProbabilityFlow, Fillable, Traced, Varied, ABC):
             x = self.drawn(plan, n, given, lambda z, t, mean: seen.append(z / self.scale(t, z)))
             frames = [*map(self.lift.nearest, seen), x]  # afterwards, so that x is what `sample` draws from the same random state
         yield from ((each, torch.zeros_like(each, dtype=torch.bool)) for each in frames)
-
-    # -- fill -----------------------------------------------------------------------------------
-
-    def fill(
-        self,
-        x: Tensor,
-        known: Tensor,
-        given: Tensor | None = None,
-        draws: int = 1,
-        *,
-        method: str = "posterior",
-        steps: int = 24,
-        resamplings: int = 10,
-    ) -> Filled:
-        """See `Fillable.fill`: an approximation for any mask, by walks from noise that are held to what is known.
-
-        Args:
-            method: "posterior", "repaint" or "replacement" (see `solve.inpainting`); "posterior" is exact for Gaussian data.
-            steps: noise levels.
-            resamplings: of "repaint": how often each step is walked.
-        """
-        if method not in INPAINTERS:
-            raise UsageError(f"Unknown method '{method}' of filling.", nearest(method, INPAINTERS))
-        if method != "posterior" and not self.gaussian:
-            raise UsageError(f"The method '{method}' adds noise, which is wrong where noise was coupled to examples.", "Take posterior.")
-        x = torch.where(known, x, torch.zeros((), dtype=x.dtype, device=x.device))  # what is unknown is not looked at
-        options: dict[str, Any] = {"resamplings": resamplings} if method == "repaint" else {}
-        options |= {} if self.gaussian else {"sampler": "dpm-solver"}
-        copies, mask, given = (_copied(v, draws) for v in (x, known, given))
-        size = max(1, _CHUNK // self.lift.space.dims)
-        parts = [slice(i, i + size) for i in range(0, max(len(copies), 1), size)]
-        with evaluating(self), torch.no_grad():
-            walk, times = INPAINTERS[method], grid(GRIDS[0], self.schedule, steps)
-            drawn = torch.cat([self._held(walk, times, copies[p], mask[p], rows(given, p.start, size), options) for p in parts])
-        filled = torch.where(mask, copies, drawn).view(draws, *x.shape)
-        sure = torch.full((draws, len(x)), math.inf, dtype=torch.float64, device=x.device)
-        return Filled(filled, False, sure, f"{method} at {steps} noise levels, an approximation of p(unknown | known)")
-
-    def _held(
-        self, walk: Callable[..., Tensor], times: Tensor, x: Tensor, known: Tensor, given: Tensor | None, options: dict[str, Any]
-    ) -> Tensor:
-        """Examples by a walk from noise that is held to the known entries of x."""
-        e, _ = self.lift(x, Noise(x))
-        z = self.schedule.prior_scale * torch.randn_like(e)
-        z = walk(self.denoiser(given), self.schedule, z, times, e, self.lift.entries_of(known), **options)
-        return self.decoded(z, times[-1].expand(len(z)).to(z.device), given)
-
-
-def _copied(v: Tensor | None, draws: int) -> Any:
-    return None if v is None else v.repeat(draws, *[1] * (v.ndim - 1))
 
 
 def rows(given: Tensor | None, start: int, count: int) -> Tensor | None:

@@ -83,7 +83,7 @@ class VariationalBound(CodedChain, Likelihood, ABC):
             return self._bound(x, given, noise, self._strata(_VALIDATED)).mean(0)
         u = torch.arange(len(x), device=x.device) / len(x) + torch.rand(1, device=x.device)
         e, nats = self.lift(x, noise)
-        return self._ends(e) - nats + self._term(e, x, given, torch.randn_like(e), u % 1)
+        return self._ends(e) - nats + self._term(e, x, self.shown(e, given), torch.randn_like(e), u % 1)
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         strata = self._strata(_EVALUATED)

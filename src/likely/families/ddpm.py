@@ -26,7 +26,6 @@ from torch import Tensor
 from likely.denoising import check_words
 from likely.errors import UsageError
 from likely.model import Recipe
-from likely.nets import net as build_net
 from likely.noise import Noise
 from likely.solve.noise import Schedule, noise_schedule
 from likely.solve.objectives import WEIGHTS, stratified
@@ -52,6 +51,7 @@ class DDPM(VariationalBound):
         prediction: what the net says: "eps", "x0", "v", "score" or "velocity".
         variance: of the reverse steps: "large", "small" or "learned".
         objective: "simple" (the squared error of `prediction`), "min-snr", "bound", or "hybrid".
+        inpaint: whether it also learns to draw any entries given the others, for fills.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
 
@@ -76,6 +76,7 @@ class DDPM(VariationalBound):
         prediction: str = "eps",
         variance: str = "large",
         objective: str = "simple",
+        inpaint: bool = False,
         net: str | None = None,
         **options: Any,
     ) -> None:
@@ -90,13 +91,14 @@ class DDPM(VariationalBound):
             raise UsageError(f"Got steps={calls}.", "DDPM takes at least two.")
         self.steps = calls - 1  # between z_1 and z_T; the decoder's call is one more
         self.schedule = _schedule(schedule, calls)
-        outputs = 2 if variance == "learned" else 1
-        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=outputs, **options)
+        self.inpaint = inpaint
+        self.net = self.build(net, given, 2 if variance == "learned" else 1, options)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         if self.objective == "bound":
             return self.loss(x, given)
         e, nats = self.lift(x, Noise(x))
+        given = self.shown(e, given)
         term = (stratified(len(x), x.device) * (self.steps + 1)).long().clamp_max(self.steps)
         t, eps = term.double() / self.steps, torch.randn_like(e)
         alpha, sigma = self.level(t, e)
@@ -113,7 +115,8 @@ class DDPM(VariationalBound):
         out = self.net(z, t.to(z), given).to(z).unflatten(1, (z.shape[1], -1))
         mean = self.clean(out[:, :, 0], self.prediction, z, t)
         share = {"large": 1.0, "small": 0.0}.get(self.variance)
-        return Posterior(mean, self._variance(t, out[:, :, 1].sigmoid() if share is None else torch.full_like(mean, share)))
+        var = self._variance(t, out[:, :, 1].sigmoid() if share is None else torch.full_like(mean, share))
+        return self.heeding(Posterior(mean, var), given)
 
     def _variance(self, t: Tensor, share: Tensor) -> Tensor:
         r"""V of p(e | z_t) with which the step's variance is beta~ (beta / beta~)^share, since s^2 = beta~ (1 + r V), r = SNR_s - SNR_t.

@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from likely.model import Recipe
-from likely.nets import net as build_net
 from likely.nets.gamma import LearntShape
 from likely.solve.noise import Schedule, noise_schedule
 from likely.solve.posterior import Posterior
@@ -47,6 +46,7 @@ class Diffusion(VariationalBound):
     Options:
         steps: T, of the bound and of the ancestral sampler; 0 for continuous time.
         schedule: of noise: "learnt", or a shape of `solve.noise`.
+        inpaint: whether it also learns to draw any entries given the others, for fills.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
 
@@ -64,6 +64,7 @@ class Diffusion(VariationalBound):
         size: str = "small",
         steps: int | None = None,
         schedule: str = "tapered",
+        inpaint: bool = False,
         net: str | None = None,
         **options: Any,
     ) -> None:
@@ -74,7 +75,8 @@ class Diffusion(VariationalBound):
         ends = self.lift.log_snr, _LAST_LOG_SNR
         self.shape = LearntShape(*ends) if schedule == "learnt" else None
         self.schedule = noise_schedule(schedule, *ends) if self.shape is None else Schedule(self.shape)
-        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=self.lift.width, **options)
+        self.inpaint = inpaint
+        self.net = self.build(net, given, self.lift.width, options)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         return self.loss(x, given)
@@ -84,4 +86,4 @@ class Diffusion(VariationalBound):
         # a learnt shape moves in time, so that its net is told the log-SNR
         clock = t if self.shape is None else self.shape.log_snr(t.double()).detach() / 4
         params = self.net(z, clock.to(z), given).to(z).unflatten(1, (z.shape[1], self.lift.width))
-        return self.lift.posterior(params, z, alpha, sigma)
+        return self.heeding(self.lift.posterior(params, z, alpha, sigma), given)

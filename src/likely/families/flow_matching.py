@@ -25,12 +25,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from likely.denoising import Denoising, check_words
+from likely.denoising import check_words
 from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Likelihood, Recipe
 from likely.nets import net as build_net
 from likely.noise import Noise
+from likely.partly_known import PartlyKnown
 from likely.solve.coupling import COUPLINGS
 from likely.solve.objectives import TIMES, stratified
 from likely.solve.posterior import Lift, Posterior
@@ -40,7 +41,7 @@ from likely.space import Space
 __all__ = ["FlowMatching"]
 
 
-class FlowMatching(Denoising, Likelihood):
+class FlowMatching(PartlyKnown, Likelihood):
     """Velocities along straight paths from noise to data.
 
     Args:

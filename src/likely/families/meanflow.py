@@ -25,13 +25,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from likely.denoising import Denoising, Plan, See
+from likely.denoising import Plan, See
 from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Likelihood, Recipe
 from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise
+from likely.partly_known import PartlyKnown
 from likely.solve.objectives import stratified
 from likely.solve.posterior import Lift, Posterior
 from likely.solve.straight import ENDS, Straight
@@ -43,7 +44,7 @@ _SLACK = 1e-3  # c of the weight, per entry
 _STEP = 2e-3  # in time, of the difference: where what single precision rounds off is as little as what the third derivative adds
 
 
-class MeanFlow(Denoising, Likelihood):
+class MeanFlow(PartlyKnown, Likelihood):
     """Average velocities; examples in one call of the net.
 
     Args:

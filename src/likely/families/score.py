@@ -28,12 +28,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from likely.denoising import Denoising, check_words
+from likely.denoising import check_words
 from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Likelihood, Recipe
 from likely.nets import net as build_net
 from likely.noise import Noise
+from likely.partly_known import PartlyKnown
 from likely.solve.noise import noise_schedule
 from likely.solve.objectives import stratified
 from likely.solve.posterior import Lift, Posterior
@@ -47,7 +48,7 @@ SHAPES = {"vp": ("linear-beta", 6.0, -10.0), "sub-vp": ("linear-beta", 6.0, -10.
 _MOST_EXPLICIT = 16  # entries, each of which costs a pass backward
 
 
-class ScoreModel(Denoising, Likelihood):
+class ScoreModel(PartlyKnown, Likelihood):
     """The score of noisy data, by one of the stochastic equations.
 
     Args:

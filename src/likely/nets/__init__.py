@@ -7,7 +7,7 @@ Nets know nothing of probability; families know no convolution. What each role c
     bidirectional (ints x, how much of each is hidden), [B, *shape] -> parameters of each entry by what is seen, [B, *shape, out]
     encoder   x [B, *shape] -> [B, out]
     decoder   latents z [B, in] -> [B, *shape, out]
-    denoiser  (reals u [B, C, *rest], t [B], in [0, 1] or a log-SNR over 4) -> [B, out * C, *rest]
+    denoiser  (reals u [B, C, *rest], t [B], in [0, 1] or a log-SNR over 4) -> [B, out * C, *rest]; u may have `extra` channels more
     energy    reals u [B, *shape] -> [B, out]
     generator noise z [B, inputs] -> reals [B, out * C, *rest]
     coupling  reals u [B, *shape] -> [B, out, moved]: out parameters of each entry where `moves` is true
@@ -99,6 +99,8 @@ NETS: dict[tuple[str, str], dict[str, str]] = {
     ("generator", "columns"): {"dense": "likely.nets.generator:MLPGenerator"},
 }
 
+_OF_FAMILIES = ("times", "extra")  # options of denoisers that are for families to choose: how many times, and inputs without an output
+
 
 def net(
     space: "Space", role: str, size: str = "small", *, word: str | None = None, given: "Space | None" = None, out: int, **options: Any
@@ -122,7 +124,7 @@ def net(
     build = _build(words[word])
     known = _options(build)
     for option in options:
-        if option not in (*known, "times") and not _passes_on(build):
+        if option not in (*known, *_OF_FAMILIES) and not _passes_on(build):
             raise UsageError(f"The {role} net '{word}' has no option '{option}'.", nearest(option, known) if known else "It has none.")
     return build(space, given=given, size=size, out=out, **options)
 
@@ -152,7 +154,7 @@ def _build(path: str) -> Any:
 def _options(build: Any) -> dict[str, inspect.Parameter]:
     """The keyword-only arguments of a net's own."""
     parameters = inspect.signature(build).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size", "out", "times")}
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("given", "size", "out", *_OF_FAMILIES)}
 
 
 def _passes_on(build: Any) -> bool:

@@ -72,11 +72,12 @@ class MLPDenoiser(nn.Module):
         dropout: float | None = None,
         drop: float = 0.0,
         times: int = 1,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         how = of_size(self.sizes, size, width=width, depth=depth, dropout=dropout)
         self.knowledge = Knowledge(given, how["width"], drop=drop, times=times)
-        self.body = ResMLP(space.dims, out * space.dims, embedding=how["width"], zero=True, **how)
+        self.body = ResMLP(space.dims + extra, out * space.dims, embedding=how["width"], zero=True, **how)
 
     def forward(self, u: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         return self.body(u, self.knowledge(t, given).embedding)
@@ -112,12 +113,13 @@ class PlainDenoiser(nn.Module):
         waves: int | None = None,
         drop: float = 0.0,
         times: int = 1,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         how = of_size(self.sizes, size, width=width, depth=depth, dropout=dropout, waves=waves)
         self.waves, self.dropout = how["waves"], how["dropout"]
         self.conditioner = Conditioner(given, how["width"], dropout=drop)
-        inputs = space.dims * (1 + 2 * self.waves) + times * (1 + 2 * _TIME_WAVES)
+        inputs = (space.dims + extra) * (1 + 2 * self.waves) + times * (1 + 2 * _TIME_WAVES)
         self.first = nn.Linear(inputs, how["width"])
         self.hidden = nn.ModuleList(nn.Linear(how["width"], how["width"]) for _ in range(how["depth"] - 1))
         self.last = nn.Linear(how["width"], out * space.dims)

@@ -56,6 +56,7 @@ class DiT(nn.Module):
         dropout: float | None = None,
         drop: float = 0.0,
         times: int = 1,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         how = of_size(self.sizes, size, width=width, depth=depth, heads=heads, dropout=dropout)
@@ -64,7 +65,7 @@ class DiT(nn.Module):
         area = math.prod(self.patch)
         self.knowledge = Knowledge(given, how["width"], image=sides if space.layout == "grid" else None, drop=drop, times=times)
         self.positions = _positions(sides, self.patch, positions, how["width"], how["heads"])
-        inputs = (channels + self.knowledge.channels) * area
+        inputs = (channels + extra + self.knowledge.channels) * area
         self.tower = Tower(inputs, out * channels * area, text=self.knowledge.reads, **how)
 
     def forward(self, u: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:

@@ -50,13 +50,14 @@ class SetTransformer(nn.Module):
         dropout: float | None = None,
         drop: float = 0.0,
         times: int = 1,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         how = of_size(self.sizes, size, width=width, depth=depth, heads=heads, dropout=dropout)
         most, dims = space.shape
         self.knowledge = Knowledge(given, how["width"], drop=drop, times=times)
         self.count = nn.Embedding(most, how["width"]) if space.variable else None
-        self.tower = Tower(dims, out * dims, text=self.knowledge.reads, inducing=inducing, **how)
+        self.dims, self.tower = dims, Tower(dims + extra, out * dims, text=self.knowledge.reads, inducing=inducing, **how)
 
     def forward(self, u: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         known, there = self.knowledge(t, given), None
@@ -66,4 +67,4 @@ class SetTransformer(nn.Module):
             known = replace(known, embedding=known.embedding + self.count(there.sum(1) - 1))
         y = self.tower(u, known, Among(there=there))
         y = y if there is None else y.masked_fill(~there[..., None], 0.0)
-        return y.view(len(u), -1, u.shape[2])
+        return y.view(len(u), -1, self.dims)

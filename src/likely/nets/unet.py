@@ -209,6 +209,7 @@ class UNet(nn.Module):
         fourier: bool = False,
         drop: float = 0.0,
         times: int = 1,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         if block not in BLOCKS:
@@ -218,7 +219,7 @@ class UNet(nn.Module):
         wide: int = how.pop("width")
         self.knowledge = Knowledge(given, 4 * wide, image=sides if space.layout == "grid" else None, drop=drop, times=times)
         self.fourier = fourier
-        inputs = channels * (1 + 2 * _OCTAVES * fourier) + self.knowledge.channels
+        inputs = (channels + extra) * (1 + 2 * _OCTAVES * fourier) + self.knowledge.channels
         self.first = Conv(inputs, wide, sides)
         self.place = nn.Embedding(math.prod(sides), wide)
         text = 4 * wide if self.knowledge.reads else None

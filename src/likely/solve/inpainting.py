@@ -104,6 +104,8 @@ def posterior_guided(
         ridge: added to A C A^T, as a share of what C would be for data of variance one.
     """
 
+    known = known & ~e.isnan()  # the padding of sets
+
     def guided(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule(t.double())
         unit, least = (expand_like(v, z) for v in (sigma.square() / alpha, ridge * sigma.square() / (alpha.square() + sigma.square())))
@@ -112,7 +114,7 @@ def posterior_guided(
             mean, var = denoise(there, t)
 
         def covariance(v: Tensor) -> Tensor:
-            return unit * torch.autograd.grad(mean, there, v, retain_graph=True, materialize_grads=True)[0]
+            return (unit * torch.autograd.grad(mean, there, v, retain_graph=True, materialize_grads=True)[0]).masked_fill(z.isnan(), 0.0)
 
         missed = torch.where(known, e.to(z) - mean.detach(), 0.0)
         weights = _solved(lambda v: torch.where(known, covariance(v) + least * v, 0.0), missed, iterations)

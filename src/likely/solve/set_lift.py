@@ -73,10 +73,12 @@ class SetLift(Lift):
         return pointsets.padded(z, torch.multinomial(shares, n, replacement=True) + 1)
 
     def noised(self, e: Tensor, deviation: float, noise: Noise) -> tuple[Tensor, Tensor]:
-        raise UsageError("Sets of points have no latents yet.", "Grids and tables have.")
+        raise UsageError(
+            "Sets of points have no latents: those of sets of different sizes differ in their dimensions.", "Grids and tables have."
+        )
 
     def entries_of(self, known: Tensor) -> Tensor:
-        raise UsageError("Sets of points cannot be filled yet.", "Grids, tables and texts can.")
+        return super().entries_of(known.mT).mT
 
     def settle(self, e: Tensor, deviation: float) -> Tensor:
         settled = Posterior(e, torch.zeros_like(e))
