@@ -127,6 +127,22 @@ def test_a_compiled_draw_is_that_of_the_steps(dims, how, transform, given, rows)
         torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.parametrize("given", [None, LABEL], ids=["", "given"])
+@pytest.mark.parametrize("transform", [Affine(1.5), Spline(4)], ids=lambda t: type(t).__name__)
+def test_a_compiled_draw_through_a_chain_is_that_of_its_parts(transform, given):
+    layers = [_layer("ordered", transform, given, depth=depth, width=11) for depth in (2, 2, 0)]
+    parts: list[Any] = [layers[0], Permute(5, "random"), Permute(5, "reverse"), layers[1], Permute(5, "random"), layers[2]]
+    (y, label), chain = _case(given, 300), Chain(parts).double()
+    with torch.no_grad():
+        assert len(steps_of(parts[:5], y, label, inverse=True)) == 5
+        made, x, log_det = chain.inverse(y, label), y, torch.zeros(300, dtype=torch.float64)
+        for part in parts[::-1]:
+            x, more = part.inverse(x) if isinstance(part, Permute) else part._by_steps(x, label)
+            log_det = log_det + more
+    for ours, theirs in zip(made, (x, log_det), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-7)
+
+
 def test_what_is_not_of_the_kind_goes_by_its_parts():
     x, _ = _case(None)
     for layer in (_layer("coupling", Affine(), residual=True), _layer("ordered", MixtureCDF(3)), _layer("coupling", Affine(), dropout=0.5)):

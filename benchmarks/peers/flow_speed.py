@@ -1,18 +1,16 @@
-"""How fast zuko or nflows trains, scores and draws with one architecture: prints one JSON line.
+"""Trains, scores and draws with a flow of zuko or nflows of one architecture, when asked, and says how long it took.
 
-Runs in the peers' environment and does not import likely. `measured` is what both sides are timed with.
+Runs in the peers' environment and does not import likely. `serve` is what both sides are timed with.
 """
 
 import argparse
-import json
-import statistics
+import sys
 import time
 
 import torch
 from torch import nn
 
 TRANSFORMS, BINS, BATCH, BOUND = 5, 8, 256, 5.0
-BLOCKS = 5  # of which the median is taken
 
 
 def mlp(inputs, width, out):
@@ -23,10 +21,12 @@ def zuko_flow(kind, dims, width):
     from functools import partial
 
     import zuko
-    from zuko.transforms import MonotonicRQSTransform
+    from zuko.transforms import AdditiveTransform, MonotonicRQSTransform
 
     shape = {"features": dims, "transforms": TRANSFORMS, "hidden_features": (width, width)}
-    if kind == "spline coupling":
+    if kind == "additive coupling":
+        flow = zuko.flows.NICE(**shape, univariate=AdditiveTransform, shapes=[()])
+    elif kind == "spline coupling":
         flow = zuko.flows.NICE(**shape, univariate=partial(MonotonicRQSTransform, bound=BOUND), shapes=[(BINS,), (BINS,), (BINS - 1,)])
     elif kind == "spline autoregressive":
         flow = zuko.flows.NSF(**shape, bins=BINS)
@@ -58,6 +58,8 @@ def nflows_flow(kind, dims, width):
         moves = (torch.arange(dims) % 2 != i % 2).long()
         if kind == "spline coupling":
             part = transforms.PiecewiseRationalQuadraticCouplingTransform(moves, lambda a, b: Plain(a, width, b), **spline)
+        elif kind == "additive coupling":
+            part = transforms.AdditiveCouplingTransform(moves, lambda a, b: Plain(a, width, b))
         elif kind == "affine coupling":
             part = transforms.AffineCouplingTransform(moves, lambda a, b: Plain(a, width, b))
         elif kind == "spline autoregressive":
@@ -69,26 +71,8 @@ def nflows_flow(kind, dims, width):
     return flow, flow.log_prob, flow.sample
 
 
-def rate(action, seconds):
-    """Times per process-CPU second, the median of blocks, after a warm-up."""
-    action()
-    start = time.process_time()
-    action()
-    times = max(1, int(seconds / BLOCKS / max(time.process_time() - start, 1e-6)))
-    found = []
-    for _ in range(BLOCKS):
-        start = time.process_time()
-        for _ in range(times):
-            action()
-        found.append(times / (time.process_time() - start))
-    return statistics.median(found)
-
-
-def measured(flow, log_prob, sample, dims, seconds, fused=False):
-    """Rates of a flow that has been trained for a while, so that all bins are in use.
-
-    A step is forward, backward, clip and Adam on a batch of standard normal rows.
-    """
+def actions(flow, log_prob, sample, dims, fused=False):
+    """What is timed: a step is forward, backward, clip and Adam on a batch of standard normal rows; the others are without a graph."""
     x = torch.randn(BATCH, dims)
     optimiser = torch.optim.Adam(flow.parameters(), lr=1e-3, fused=fused)
 
@@ -98,30 +82,42 @@ def measured(flow, log_prob, sample, dims, seconds, fused=False):
         nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
         optimiser.step()
 
-    flow.train()
-    found = {"steps_per_s": rate(step, seconds)}
-    flow.eval()
-    with torch.no_grad():
-        found["log_probs_per_s"] = BATCH * rate(lambda: log_prob(x), seconds)
-        found["samples_per_s"] = BATCH * rate(lambda: sample(BATCH), seconds)
-    return {**found, "parameters": sum(p.numel() for p in flow.parameters())}
+    return {"steps": step, "log_probs": torch.no_grad()(lambda: log_prob(x)), "samples": torch.no_grad()(lambda: sample(BATCH))}
+
+
+def seconds(action, times):
+    """CPU seconds of one, after one that is not counted."""
+    action()
+    start = time.process_time()
+    for _ in range(times):
+        action()
+    return (time.process_time() - start) / times
+
+
+def serve(build, dims, fused=False):
+    """Answers `seed N`, which makes a flow, by its number of parameters, and `ACTION TIMES` by the CPU seconds of one."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        word, number = line.split()
+        if word == "seed":
+            torch.manual_seed(int(number))
+            flow, log_prob, sample = build()
+            may = actions(flow, log_prob, sample, dims, fused)
+            print(sum(p.numel() for p in flow.parameters()), flush=True)
+        else:
+            flow.train(word == "steps")
+            print(seconds(may[word], int(number)), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library", choices=["zuko", "nflows"])
     parser.add_argument("kind")
-    parser.add_argument("--dims", type=int, required=True)
-    parser.add_argument("--width", type=int, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fused", action="store_true")
+    parser.add_argument("dims", type=int)
+    parser.add_argument("width", type=int)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
     build = {"zuko": zuko_flow, "nflows": nflows_flow}[arguments.library]
-    flow = build(arguments.kind, arguments.dims, arguments.width)
-    print(json.dumps(measured(*flow, arguments.dims, arguments.seconds, arguments.fused)))
+    serve(lambda: build(arguments.kind, arguments.dims, arguments.width), arguments.dims)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from likely.bijections.base import Bijection
-from likely.bijections.elementwise import Elementwise
+from likely.bijections.elementwise import Affine, Elementwise, Spline
 from likely.bijections.fused import Layer, draw, layer_of, steps_of, through, unrolled_of
 from likely.model import evaluating
 
@@ -69,7 +69,11 @@ class Autoregressive(Bijection):
         self.transform, self.net, self.by, self.passes = transform, net, by, 0
 
     def step(self, given: Tensor | None, n: int, *, inverse: bool) -> Layer | None:
-        return None if inverse else layer_of(self.net, self.transform, None, given, n)
+        if inverse and (torch.is_grad_enabled() or self.by == "iteration" or not isinstance(self.transform, Affine | Spline)):
+            return None
+        layer = layer_of(self.net, self.transform, None, given, n)
+        self.passes = 1 if inverse and layer else self.passes
+        return layer
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         steps = steps_of([self], x, given)

@@ -13,7 +13,7 @@ from likely.bijections import layer_passes
 from likely.bijections.compiled import compiled
 from likely.bijections.layer_passes import kept_of, matrix
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "laid"]
 
 _ROWS = 128  # that go through together
 
@@ -33,7 +33,7 @@ def _write(
 
 @no_type_check
 @compiled
-def _laid(
+def laid(
     table: np.ndarray,
     count: int,
     wiring: np.ndarray,
@@ -142,7 +142,7 @@ def forward(
             least share; whether the inverse is meant.
     """
     rows, dims = x.shape
-    layers, names = _laid(table, len(known), wiring, dims, shape)
+    layers, names = laid(table, len(known), wiring, dims, shape)
     _mask(weights, layers, wiring, shape)
     each, turned = layers[-1, 4] + dims, _turned(weights, layers, shape)
     work, z, log_det = np.empty(each * (rows if keep else min(rows, _ROWS)), x.dtype), np.empty_like(x), np.zeros(rows)

@@ -13,9 +13,11 @@ from typing import no_type_check
 import numpy as np
 
 from likely.bijections import affine_passes, rational_quadratic
+from likely.bijections.chain_passes import laid
 from likely.bijections.compiled import compiled
+from likely.bijections.layer_passes import SPLINE, matrix
 
-__all__ = ["inverse"]
+__all__ = ["chain_inverse", "inverse"]
 
 _ROWS = 128  # examples that are worked on together
 
@@ -140,3 +142,55 @@ def inverse(
                 x[start + r, i] = value[0, r]
                 log_det[start + r] += log_value[0, r]
     return x, log_det
+
+
+@no_type_check
+@compiled
+def _plain(weights: np.ndarray, w: int, dims: int, known: np.ndarray, degrees: np.ndarray, shape: tuple) -> tuple[np.ndarray, ...]:
+    """What `inverse` takes of a plain net: `known` and the weights of the layers, and where the units of each degree begin."""
+    width, hidden, _, _, size, _, _, _ = shape
+    first, w = matrix(weights, w, width, dims), w + dims * width
+    start = np.empty((max(1, len(known)), width), weights.dtype)
+    for b in range(len(start)):
+        for j in range(width):
+            start[b, j] = weights[w + j] + (known[b, j] if len(known) else 0)
+    w += width
+    inner, bias = np.empty((hidden - 1, width, width), weights.dtype), np.empty((hidden - 1, width), weights.dtype)
+    for k in range(hidden - 1):
+        inner[k] = matrix(weights, w, width, width)
+        bias[k] = weights[w + width * width : w + (width + 1) * width]
+        w += (width + 1) * width
+    last, last_bias = matrix(weights, w, size * dims, width), weights[w + size * dims * width : w + size * dims * (width + 1)]
+    begins = np.zeros(dims + 1, np.int64)
+    for i in range(dims + 1):
+        for j in range(width):
+            begins[i] += degrees[j] < i
+    return start, first, inner, bias, last, last_bias, begins
+
+
+@no_type_check
+@compiled
+def chain_inverse(
+    y: np.ndarray, weights: np.ndarray, known: np.ndarray, wiring: np.ndarray, table: np.ndarray, far: float, shape: tuple
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [n, D] and log |det dx/dy| [n] of y by autoregressive layers with plain nets, in the order they are met (`chain_passes`)."""
+    (n, dims), (width, _, _, kind, size, bound, least, _) = y.shape, shape
+    layers, names = laid(table, len(known), wiring, dims, shape)
+    x, now, log_det = y.copy(), np.empty_like(y), np.zeros(n)
+    for layer in range(len(layers) - 1):
+        w, q = layers[layer, 2], layers[layer, 3]
+        places, degrees = wiring[q : q + dims], wiring[q + 3 * dims : q + 3 * dims + width]
+        for b in range(n):
+            for i in range(dims):
+                now[b, i] = x[b, places[i]]
+        start, first, inner, bias, last, last_bias, begins = _plain(weights, w, dims, known[layer], degrees, shape)
+        bins = (size + 1) // 3 if kind == SPLINE else 0
+        value, log_value = inverse(now, start, first, inner, bias, last, last_bias, begins, False, far, bins, bound, least)
+        for b in range(n):
+            log_det[b] += log_value[b]
+            for i in range(dims):
+                x[b, places[i]] = value[b, i]
+    for b in range(n):
+        for i in range(dims):
+            now[b, i] = x[b, names[i]]
+    return now, log_det

@@ -7,6 +7,7 @@ are compiled (`chain_passes`); where a derivative is itself to be differentiated
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,6 +20,9 @@ from likely.bijections.elementwise import Affine, Compiled, Elementwise, Spline,
 from likely.nets.perceptron import FAR, Perceptron, Unrolled
 
 __all__ = ["Layer", "draw", "layer_of", "steps_of", "through", "unrolled_of"]
+
+
+_NARROW = 128  # units; the products of wider nets are worth several threads, where torch has them
 
 
 class Layer(NamedTuple):
@@ -47,6 +51,27 @@ def layer_of(net: nn.Module, transform: Elementwise, moved: Tensor | None, given
     return None if plain is None or plain.dropout else Layer(transform, plain, plain.reads if moved is None else moved)
 
 
+@cache
+def _libraries() -> list[Any]:
+    """Of matrix products, which the passes call."""
+    import scipy.linalg.cython_blas  # noqa: F401  # loads the one that numba takes
+    from threadpoolctl import ThreadpoolController
+
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+
+
+def _alone(run: Any, *arguments: Any) -> Any:
+    """A compiled pass on one thread: products of this size would spend their time on handing out work."""
+    several = [(library, n) for library in _libraries() if (n := library.get_num_threads()) > 1]
+    for library, _ in several:
+        library.set_num_threads(1)
+    try:
+        return run(*arguments)
+    finally:
+        for library, n in several:
+            library.set_num_threads(n)
+
+
 def steps_of(parts: Iterable[Bijection], x: Tensor, given: Tensor | None, *, inverse: bool = False) -> list[Step]:
     """What `through` takes of the parts at the beginning; nothing if there is no layer among them."""
     steps: list[Step] = []
@@ -60,10 +85,11 @@ def steps_of(parts: Iterable[Bijection], x: Tensor, given: Tensor | None, *, inv
         if isinstance(step, Layer):
             mine = step.kind
             kind = kind or mine
-            if mine != kind or step.plain.parameters[0].dtype != x.dtype:
+            weight = step.plain.parameters[0]
+            if mine != kind or weight.dtype != x.dtype or (len(weight) > _NARROW and torch.get_num_threads() > 1):
                 break
         steps.append(step)
-    return steps if any(isinstance(step, Layer) for step in steps) else []
+    return steps if kind else []
 
 
 def unrolled_of(net: nn.Module, transform: Elementwise, y: Tensor, given: Tensor | None) -> Unrolled | None:
@@ -103,11 +129,19 @@ class _Plan(NamedTuple):
 
 
 def through(steps: Sequence[Step], x: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """The image of vectors x [B, D] by layers and permutations, in the order in which they are met, and the log-determinant."""
+    """The image of vectors x [B, D] by layers and permutations, in the order in which they are met, and the log-determinant.
+
+    The inverse of layers with degrees goes entry by entry, and has no gradient.
+    """
     layers = [step for step in steps if isinstance(step, Layer)]
     plan = _planned(steps, layers[0], inverse)
     known = None if layers[0].plain.known is None else torch.stack([cast("Tensor", layer.plain.known) for layer in layers])
     parameters = [p for layer in layers for p in layer.plain.parameters]
+    if inverse and layers[0].plain.degrees is not None:
+        from likely.bijections import draw_passes
+
+        x, log_det = map(torch.from_numpy, draw_passes.chain_inverse(*_packed(plan, x, known, parameters), plan.shape))
+        return x, log_det
     if torch.is_grad_enabled():
         return cast("tuple[Tensor, Tensor]", _Through.apply(x, known, plan, *parameters))
     return _run(plan, x, known, parameters, keep=False)[:2]
@@ -136,14 +170,18 @@ def _coded(transform: Any) -> tuple[int, int, float, float]:
     return (layer_passes.AFFINE, 2, transform.bound, 0.0) if isinstance(transform, Affine) else (layer_passes.ADDITIVE, 1, 0.0, 0.0)
 
 
+def _packed(plan: _Plan, x: Tensor, known: Tensor | None, parameters: Sequence[Tensor]) -> list[Any]:
+    """Arrays as the passes take them."""
+    weights, count = _flatten_dense_tensors(parameters), sum(isinstance(step, Layer) for step in plan.steps)
+    known = x.new_empty(count, 0, plan.shape[0]) if known is None else known
+    return [*arrays(x, weights, known), plan.wiring, plan.table, FAR]
+
+
 def _run(plan: _Plan, x: Tensor, known: Tensor | None, parameters: Sequence[Tensor], *, keep: bool) -> tuple[Tensor, Tensor, Any]:
     """The results, and what the gradient needs."""
     from likely.bijections import chain_passes
 
-    weights, count = _flatten_dense_tensors(parameters), sum(isinstance(step, Layer) for step in plan.steps)
-    known = x.new_empty(count, 0, plan.shape[0]) if known is None else known
-    has: list[Any] = [*arrays(x, weights, known), plan.wiring, plan.table, FAR, keep, plan.shape]
-    z, log_det, *kept = chain_passes.forward(*has)
+    z, log_det, *kept = _alone(chain_passes.forward, *_packed(plan, x, known, parameters), keep, plan.shape)
     return torch.from_numpy(z), torch.from_numpy(log_det), kept
 
 
@@ -166,8 +204,8 @@ class _Through(torch.autograd.Function):
             inputs = [x, *parameters] if known is None else [x, known, *parameters]
             by_x, *rest = with_graph(_as_tensors(plan, x, known, parameters), inputs, grads)
             return by_x, None if known is None else rest.pop(0), None, *rest
-        has: list[Any] = [*ctx.kept, 0 if known is None else known.shape[1], plan.shape, *arrays(*grads)]
-        by_x, by_weight, by_known = map(torch.from_numpy, chain_passes.backward(*has))
+        has = [*ctx.kept, 0 if known is None else known.shape[1], plan.shape, *arrays(*grads)]
+        by_x, by_weight, by_known = map(torch.from_numpy, _alone(chain_passes.backward, *has))
         return by_x, None if known is None else by_known, None, *_unflatten_dense_tensors(by_weight, parameters)
 
 

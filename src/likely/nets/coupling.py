@@ -59,7 +59,8 @@ class MLPCoupling(nn.Module):
 
     def perceptron(self, given: Tensor | None, n: int) -> Perceptron | None:
         """All that the net computes, if that is a perceptron."""
-        return self.body.perceptron(self.conditioner(given, n)) if isinstance(self.body, PlainMLP) else None
+        body = self.body
+        return body.perceptron(self.conditioner(given, n)) if isinstance(body, PlainMLP) else None
 
     def forward(self, u: Tensor, given: Tensor | None = None) -> Tensor:
         return self.body(u.flatten(1), self.conditioner(given, len(u))).view(len(u), self.out, -1)
