@@ -2,8 +2,9 @@
 
 5 transforms, 8 bins, batches of 256. The net of a coupling is the same plain MLP of two hidden layers in all three; for
 autoregressive maps each has its own masked MLP of that width and two hidden layers. Ours are bijections in a chain, as a family
-builds them, trained by fused Adam; theirs train by Adam as it comes. Each library has a process of one thread, and they take turns,
-a fraction of a second each, so that a busy machine slows all alike; a ratio is over the better of the two, the median of the turns.
+builds them, trained by fused Adam with gradients clipped as `fit` does; theirs train by torch's Adam and clipping as they come.
+Each library has a process of one thread, and they take turns, a fraction of a second each, so that a busy machine slows all alike;
+a ratio is over the better of the two, the median of the turns.
 """
 
 import argparse
@@ -124,7 +125,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.serve:
         kind, dims = arguments.serve[0], int(arguments.serve[1])
-        serve(lambda: ours(kind, dims), dims, fused=True)
+        from likely.training.optimisers import clip_gradients
+
+        serve(lambda: ours(kind, dims), dims, clip=clip_gradients, fused=True)
         return
     for kind in arguments.kinds:
         for dims in arguments.dims:

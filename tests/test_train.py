@@ -24,7 +24,7 @@ from likely.space import Space
 from likely.training import trainer as trainer_module
 from likely.training.budget import Budget
 from likely.training.checkpoint import Checkpoints, flatten_optimiser, unflatten_optimiser
-from likely.training.optimisers import optimiser_of
+from likely.training.optimisers import clip_gradients, optimiser_of
 from likely.training.order import batch_rows
 from strangers import Independent
 
@@ -445,3 +445,18 @@ def test_finished_checkpoints_never_outgrow_two(tmp_path, monkeypatch):
     with contextlib.suppress(Killed):
         fit(out=tmp_path / "m", checkpoint_seconds=0)
     assert len(list((tmp_path / "m/checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("most", [0.5, 100.0])
+def test_gradients_are_clipped_as_torch_clips_them(most, dtype):
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(n, 3, dtype=dtype)) for n in (2, 1, 5)] for _ in range(2))
+    for p, q in zip(ours[:2], theirs[:2], strict=True):  # the last has none
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    torch.testing.assert_close(clip_gradients(ours, most), torch.nn.utils.clip_grad_norm_(theirs, most))
+    for p, q in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    ours[0].grad[0, 0] = torch.nan  # type: ignore[index]
+    assert clip_gradients(ours, most).isnan()

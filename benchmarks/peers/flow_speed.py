@@ -71,15 +71,15 @@ def nflows_flow(kind, dims, width):
     return flow, flow.log_prob, flow.sample
 
 
-def actions(flow, log_prob, sample, dims, fused=False):
+def actions(flow, log_prob, sample, dims, clip=nn.utils.clip_grad_norm_, fused=False):
     """What is timed: a step is forward, backward, clip and Adam on a batch of standard normal rows; the others are without a graph."""
-    x = torch.randn(BATCH, dims)
-    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-3, fused=fused)
+    x, parameters = torch.randn(BATCH, dims), list(flow.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=1e-3, fused=fused)
 
     def step():
         optimiser.zero_grad()
         (-log_prob(x).mean()).backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
+        clip(parameters, 5.0)
         optimiser.step()
 
     return {"steps": step, "log_probs": torch.no_grad()(lambda: log_prob(x)), "samples": torch.no_grad()(lambda: sample(BATCH))}
@@ -94,7 +94,7 @@ def seconds(action, times):
     return (time.process_time() - start) / times
 
 
-def serve(build, dims, fused=False):
+def serve(build, dims, **training):
     """Answers `seed N`, which makes a flow, by its number of parameters, and `ACTION TIMES` by the CPU seconds of one."""
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -102,7 +102,7 @@ def serve(build, dims, fused=False):
         if word == "seed":
             torch.manual_seed(int(number))
             flow, log_prob, sample = build()
-            may = actions(flow, log_prob, sample, dims, fused)
+            may = actions(flow, log_prob, sample, dims, **training)
             print(sum(p.numel() for p in flow.parameters()), flush=True)
         else:
             flow.train(word == "steps")

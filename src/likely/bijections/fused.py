@@ -36,7 +36,7 @@ class Layer(NamedTuple):
     def kind(self) -> tuple[Any, ...]:
         """What layers of one pass have in common."""
         _, parameters, degrees, known, _ = self.plain
-        return self.transform, len(parameters), len(parameters[0]), degrees is None, None if known is None else len(known)
+        return self.transform, len(parameters), parameters[0].size(0), degrees is None, None if known is None else known.size(0)
 
 
 Step = Layer | Tensor  # a permutation is its order
@@ -79,14 +79,14 @@ def steps_of(parts: Iterable[Bijection], x: Tensor, given: Tensor | None, *, inv
     if x.ndim != 2 or not compilable(x) or torch.is_autocast_enabled("cpu"):
         return steps
     for part in parts:
-        step = part.step(given, len(x), inverse=inverse)
+        step = part.step(given, x.size(0), inverse=inverse)
         if step is None:
             break
         if isinstance(step, Layer):
             mine = step.kind
             kind = kind or mine
             weight = step.plain.parameters[0]
-            if mine != kind or weight.dtype != x.dtype or (len(weight) > _NARROW and torch.get_num_threads() > 1):
+            if mine != kind or weight.dtype != x.dtype or (weight.size(0) > _NARROW and torch.get_num_threads() > 1):
                 break
         steps.append(step)
     return steps if kind else []
@@ -140,8 +140,9 @@ def through(steps: Sequence[Step], x: Tensor, *, inverse: bool = False) -> tuple
     if inverse and layers[0].plain.degrees is not None:
         from likely.bijections import draw_passes
 
-        x, log_det = map(torch.from_numpy, draw_passes.chain_inverse(*_packed(plan, x, known, parameters), plan.shape))
-        return x, log_det
+        has = [*_packed(plan, x, known, parameters), plan.shape]
+        y, log_det = draw_passes.chain_inverse(*has)
+        return torch.from_numpy(y), torch.from_numpy(log_det)
     if torch.is_grad_enabled():
         return cast("tuple[Tensor, Tensor]", _Through.apply(x, known, plan, *parameters))
     return _run(plan, x, known, parameters, keep=False)[:2]
@@ -152,12 +153,12 @@ def _planned(steps: Sequence[Step], first: Layer, inverse: bool) -> _Plan:
     for step in steps:
         if isinstance(step, Layer):
             wires += [step.plain.reads, step.moved, *(() if step.plain.degrees is None else (step.plain.degrees,))]
-            table.append((0, len(step.plain.reads), len(step.moved)))
+            table.append((0, step.plain.reads.numel(), step.moved.numel()))
         else:
             wires.append(step)
-            table.append((len(step), 0, 0))
+            table.append((step.numel(), 0, 0))
     parameters, transform = first.plain.parameters, first.transform
-    shape = len(parameters[0]), len(parameters) // 2 - 1, first.plain.degrees is not None, *_coded(transform), inverse
+    shape = parameters[0].size(0), len(parameters) // 2 - 1, first.plain.degrees is not None, *_coded(transform), inverse
     return _Plan(steps, torch.cat(wires).numpy(), np.array(table), shape)
 
 

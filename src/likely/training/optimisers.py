@@ -9,14 +9,17 @@ References:
     | Muon is scalable for LLM training (the common scale; Liu et al., 2025) | https://arxiv.org/abs/2502.16982
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from likely.model import Recipe
 
-__all__ = ["Optimiser", "optimiser_of"]
+__all__ = ["Optimiser", "clip_gradients", "optimiser_of"]
+
+_FEW = 2**20  # numbers, which are copied faster than their tensors are gone through
 
 
 class Optimiser:
@@ -71,3 +74,18 @@ def _adamw(params: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     groups = groups if recipe.weight_decay else [{"params": params}]  # one group is one call
     fused = params[0].device.type != "mps"
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused)
+
+
+def clip_gradients(params: Sequence[Tensor], most: float) -> Tensor:
+    """Scale the gradients so that their common norm is at most `most`; the norm that they had.
+
+    Small models on a CPU have many small gradients, whose norm is that of a copy of all.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    kinds = {(g.dtype, g.device.type, g.layout) for g in grads}
+    if kinds != {(torch.float32, "cpu", torch.strided)} or sum(g.numel() for g in grads) > _FEW:
+        return nn.utils.clip_grad_norm_(params, most)
+    norm = torch.cat([g.reshape(-1) for g in grads]).norm()
+    if norm > most:
+        torch._foreach_mul_(grads, most / (norm + 1e-6))  # pyright: ignore
+    return norm

@@ -22,6 +22,7 @@ from likely.model import Model, Recipe, Starts
 from likely.noise import reseed, seeded
 from likely.training.budget import Budget
 from likely.training.checkpoint import Checkpoints
+from likely.training.optimisers import clip_gradients
 from likely.training.order import batch_rows, step_seed
 from likely.training.pace import Pace, counted_threads, measure_pace
 from likely.training.progress import Log, Progress
@@ -171,7 +172,7 @@ class Trainer:
         for turn, optimiser in self.weights.optimisers.items():
             loss = self._gradients(x, given, turn)
             params = [p for group in optimiser.param_groups for p in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(params, self.recipe.clip)
+            norm = clip_gradients(params, self.recipe.clip)
             if not torch.isfinite(norm):  # the same on all ranks, which hold the same gradient
                 self._skip()
                 return
