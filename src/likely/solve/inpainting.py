@@ -32,6 +32,8 @@ from likely.solve.samplers import Level, find_sampler, levels
 
 __all__ = ["INPAINTERS", "posterior_guided", "repaint", "replacement", "settle"]
 
+_FLATTEST = 0.01  # as a share of the covariance of data of variance one; flatter directions are left alone until the noise is small
+
 
 def replacement(
     denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, e: Tensor, known: Tensor, *, sampler: str = "ancestral"
@@ -108,7 +110,8 @@ def posterior_guided(
 
     def guided(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule(t.double())
-        unit, least = (expand_like(v, z) for v in (sigma.square() / alpha, ridge * sigma.square() / (alpha.square() + sigma.square())))
+        usual = sigma.square() / (alpha.square() + sigma.square())  # what C would be for data of variance one
+        unit, least = (expand_like(v, z) for v in (sigma.square() / alpha, ridge * usual))
         with torch.enable_grad():
             there = z.detach().requires_grad_()
             mean, var = denoise(there, t)
@@ -117,20 +120,24 @@ def posterior_guided(
             return (unit * torch.autograd.grad(mean, there, v, retain_graph=True, materialize_grads=True)[0]).masked_fill(z.isnan(), 0.0)
 
         missed = torch.where(known, e.to(z) - mean.detach(), 0.0)
-        weights = _solved(lambda v: torch.where(known, covariance(v) + least * v, 0.0), missed, iterations)
+        weights = _solved(lambda v: torch.where(known, covariance(v) + least * v, 0.0), missed, iterations, _FLATTEST * usual)
         moved = mean.detach() + covariance(weights)
         return torch.where(known, e.to(z), moved), torch.where(known, 0.0, var.detach())
 
     return guided
 
 
-def _solved(product: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
-    """x with product(x) = right for each row, by conjugate gradients from zero; a row stops where its matrix is not positive."""
+def _solved(product: Callable[[Tensor], Tensor], right: Tensor, iterations: int, flattest: Tensor) -> Tensor:
+    """x with product(x) = right for each row, by conjugate gradients from zero.
+
+    A row stops in a direction along which its matrix is less than `flattest` [B]: the Jacobian of a learnt net is not quite a covariance,
+    and where it is nearly zero or negative by chance, the solution is thousands of deviations away.
+    """
     x, residual, direction, size = torch.zeros_like(right), right, right, _dot(right, right)
     for _ in range(iterations):
         image = product(direction)
         bend = _dot(direction, image)
-        step = torch.where(bend > 0, size / bend, 0.0)
+        step = torch.where(bend > flattest * _dot(direction, direction), size / bend, 0.0)
         x, residual = x + expand_like(step, x) * direction, residual - expand_like(step, x) * image
         size, before = _dot(residual, residual), size
         direction = residual + expand_like(torch.where(before > 0, size / before, 0.0), x) * direction
