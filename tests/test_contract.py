@@ -13,15 +13,16 @@ SOLVED = ("score", "flow-matching", "meanflow", "vdm", "ddpm")
 
 
 def _usual(name: str, data: str) -> bool:
-    """All data of those families that a comparison takes, of the others the points, or what is given if they model none."""
+    """All data but images of several channels of those families that a comparison takes, of the others the points, or what is given if they
+    model none."""
     if families.FAMILIES[name].featured:
-        return True
+        return data != "grid-channels"
     return data == ("points" if families.family_class(name).serves(DATA["points"].space) else "grid-given")
 
 
 USUAL = [case for case in CASES if _usual(*case)]  # all of them with room
 OPTIONS = [(data, {"dequantization": "variational"}) for data in ("grid-given", "columns")]  # of `flow`: other ways to the same law
-LEAST = Room(steps=60, draws=2, samples=500)
+LEAST = Room(steps=30, draws=2, samples=300)
 FEW, MANY = Room(steps=60, draws=20, samples=1000), Room(steps=1000, draws=2000, samples=20_000)
 
 

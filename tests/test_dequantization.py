@@ -125,6 +125,7 @@ def _corners(n: int) -> Tensor:
     return torch.cat([top, (top + torch.randint(2, top.shape)).clamp_max(3)], 2)
 
 
+@pytest.mark.slow
 def test_learning_where_to_lift_to_tightens_the_bound_of_a_fixed_map_and_of_few_draws():
     torch.manual_seed(0)
     x = _corners(512)

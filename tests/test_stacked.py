@@ -215,10 +215,10 @@ def test_strings_of_a_text_are_encoded_once_each():
     ("name", "data"),
     [
         ("vae > gmm", "grid"),
-        ("vae > gan", "grid-channels"),
+        pytest.param("vae > gan", "grid-channels", marks=pytest.mark.slow),
         ("vae > flow", "columns"),
         ("vae > diffusion", "sequence-variable"),
-        ("flow > gmm", "grid-given"),
+        pytest.param("flow > gmm", "grid-given", marks=pytest.mark.slow),
         pytest.param("vae > vae > diffusion", "grid-given", marks=pytest.mark.slow),
     ],
 )
