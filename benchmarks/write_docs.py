@@ -213,7 +213,7 @@ def flow_speed():
         cells = [f"**{r['ratios'][k]:.1f}** ({v:,.0f} / {max(p[k] for p in peers):,.0f})" for k, v in ours.items()]
         rows.append([r["kind"], str(r["dims"]), str(r["width"]), *cells, str(r["seeds"])])
     text = (
-        "Ours over the better of zuko 1.6 and nflows 0.14 (the median of turns taken by turns, and of seeds), and the two rates: training "
+        "Ours over the better of zuko 1.6 and nflows 0.14 (medians of turns, then of seeds), and the two rates: training "
         "steps, log-densities and samples per process-CPU second. 5 transforms, 8 bins, batches of 256; plain nets of two hidden layers in "
         "all: the same MLP in couplings, in autoregressive maps each library's own masked one. Ours trains by fused Adam with gradients "
         "clipped as `fit` does, theirs by torch's Adam and clipping as they come. "
