@@ -86,15 +86,16 @@ def gradient(
     """Turn the gradient by the result [B, D] to that by the input, and write that by raw."""
     rows, n = factor.shape
     for b in range(rows):
+        by_log = x.dtype.type(grad_log[b])
         for j in range(n):
             i = places[j]
             by_y = grad[b, i]
             by_x = by_y * factor[b, j]
             grad[b, i] = by_x
             if inverse:
-                grad_raw[b, 0, j], grad_raw[b, 1, j] = -(by_y * y[b, i] + grad_log[b]) * slope[b, j], -by_x
+                grad_raw[b, 0, j], grad_raw[b, 1, j] = -(by_y * y[b, i] + by_log) * slope[b, j], -by_x
             else:
-                grad_raw[b, 0, j], grad_raw[b, 1, j] = (by_x * x[b, i] + grad_log[b]) * slope[b, j], by_y
+                grad_raw[b, 0, j], grad_raw[b, 1, j] = (by_x * x[b, i] + by_log) * slope[b, j], by_y
 
 
 @no_type_check

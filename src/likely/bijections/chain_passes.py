@@ -89,9 +89,11 @@ def _mask(
             inputs, outputs = width if k else reads, width if k < hidden else size * moves
             source = wiring[q : q + inputs]
             target = wiring[q + inputs : q + inputs + outputs] if k in (0, hidden) else source
+            weight = matrix(weights, w, outputs, inputs)
             for j in range(outputs):
+                row, most = weight[j], target[j]
                 for i in range(inputs):
-                    weights[w + j * inputs + i] *= source[i] <= target[j]
+                    row[i] = row[i] if source[i] <= most else 0
             w, q = w + (inputs + 1) * outputs, q + (0 if k else reads)
 
 
@@ -109,9 +111,11 @@ def _turned(
         reads, moves, w, _, _ = layers[layer]
         for k in range(hidden + 1):
             inputs, outputs = width if k else reads, width if k < hidden else size * moves
+            weight, other = matrix(weights, w, outputs, inputs), matrix(turned, w, inputs, outputs)
+            for i in range(inputs):
+                for j in range(outputs):
+                    other[i, j] = weight[j, i]
             for j in range(outputs):
-                for i in range(inputs):
-                    turned[w + i * outputs + j] = weights[w + j * inputs + i]
                 turned[w + inputs * outputs + j] = weights[w + inputs * outputs + j]
             w += (inputs + 1) * outputs
     return turned

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from likely.nets.conditioning import Conditioner, FiLM
 from likely.nets.masked import MaskedLinear
-from likely.nets.perceptron import Perceptron, Unrolled, seen
+from likely.nets.perceptron import Perceptron, Unrolled, parameters_of, seen
 from likely.space import Space
 
 __all__ = ["MaskedMLP", "MaskedState"]
@@ -126,7 +126,7 @@ class MaskedMLP(nn.Module):
         """All that the net computes, if that is a perceptron."""
         if self.residual:
             return None
-        parameters = [p for linear in (self.first, *self.blocks, self.last) for p in (linear.weight, linear.bias)]
+        parameters = parameters_of((self.first, *self.blocks, self.last))
         return Perceptron(self.entries, parameters, self.degrees, self.given(given, n), self.dropout if self.training else 0.0)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.conditioning import FiLM
-from likely.nets.perceptron import Perceptron
+from likely.nets.perceptron import Perceptron, parameters_of
 
 __all__ = ["PlainMLP", "ResMLP"]
 
@@ -73,8 +73,7 @@ class PlainMLP(nn.Module):
             nn.init.zeros_(p)
 
     def perceptron(self, embedding: Tensor | None = None) -> Perceptron:
-        parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
-        return Perceptron(self.reads, parameters, None, embedding, self.dropout if self.training else 0.0)
+        return Perceptron(self.reads, parameters_of(self.layers), None, embedding, self.dropout if self.training else 0.0)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         return self.perceptron(embedding)(x)
