@@ -13,10 +13,10 @@ SOLVED = ("score", "flow-matching", "meanflow", "vdm", "ddpm")
 
 
 def _usual(name: str, data: str) -> bool:
-    """All data but images of several channels of those families that a comparison takes, of the others the points, or what is given if they
+    """Of those families that a comparison takes all data, of images those with labels; of the others the points, or what is given if they
     model none."""
     if families.FAMILIES[name].featured:
-        return data != "grid-channels"
+        return data not in ("grid", "grid-channels")
     return data == ("points" if families.family_class(name).serves(DATA["points"].space) else "grid-given")
 
 
