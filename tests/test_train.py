@@ -62,6 +62,13 @@ def test_batches_are_a_function_of_seed_and_step_whatever_the_ranks():
     assert not torch.equal(batch_rows(10, 4, seed=2, step=3), whole)
 
 
+def test_a_fitted_model_keeps_its_options():
+    """An option that would change nothing is refused, not passed over."""
+    model = fit(steps=1).model
+    with pytest.raises(UsageError, match="width cannot be changed"):
+        train.fit(toy(), model, steps=1, progress=False, width=9)
+
+
 def test_budgets_are_steps_or_seconds_and_only_one_of_them():
     known = {"examples": 100, "batch": 30}
     assert Budget.of(minutes=None, steps=None, epochs=2, **known).steps == 7

@@ -97,6 +97,8 @@ def fit(
     for name, value in (("batch", batch), ("lr", lr), ("threads", threads)):
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value} is not possible.", "Give a positive number.")
+    if options and not isinstance(model, str):
+        raise UsageError(f"A fitted model keeps its options: {', '.join(options)} cannot be changed.", "Leave them out, or fit anew.")
     with seeded(step_seed(seed, 0, 0)):
         model = families.build(model, data.space, given=data.given, size=size, **options) if isinstance(model, str) else model
     if weights is not None and not isinstance(model, Weighted):

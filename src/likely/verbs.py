@@ -81,9 +81,10 @@ def fit(
 
 def _begun(start: Model, name: str, how: dict[str, Any]) -> Model:
     """The model itself where no other family is asked for; options of the family that is are taken out of `how`."""
+    if name in (_DEFAULT, start.config["model"]):
+        return start
     own = families.option_names(families.family_class(name))
-    options = {option: how.pop(option) for option in list(how) if option in own}
-    return start if name in (_DEFAULT, start.config["model"]) else families.tuned_from(start, name, **options)
+    return families.tuned_from(start, name, **{option: how.pop(option) for option in list(how) if option in own})
 
 
 def _record_test(run: train.Run, data: Data, folder: Path) -> None:
