@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import likely
 from likely.bijections import Additive, Affine, Autoregressive, Chain, Coupling, Elementwise, MixtureCDF, Permute, Spline, mask
 from likely.bijections.fused import steps_of, unrolled_of
+from likely.bijections.layer_passes import WIDE
 from likely.errors import UsageError
 from likely.families import build
 from likely.nets import net
@@ -28,7 +29,7 @@ def _layer(kind: str, transform: Elementwise, given: Space | None = None, dims: 
         else Autoregressive(transform, net(space, "ordered", **options))
     )
     for p in layer.parameters():
-        nn.init.normal_(p, std=0.5)
+        nn.init.normal_(p, std=1.5 / options["width"] ** 0.5)
     return layer.double()
 
 
@@ -64,12 +65,15 @@ def test_values_and_gradients_are_those_of_the_parts(kind, inverse, transform, g
         torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
 
 
-@pytest.mark.parametrize("rows", [3, 300])
+@pytest.mark.parametrize(("rows", "width"), [(3, 9), (300, 9), (300, WIDE + 2)])
 @pytest.mark.parametrize("given", [None, LABEL], ids=["", "given"])
 @pytest.mark.parametrize(("kind", "inverse"), [("coupling", False), ("coupling", True), ("ordered", False)])
-def test_a_chain_of_layers_and_permutations_is_its_parts(kind, inverse, given, rows):
-    parts: list[Any] = [Permute(5, "random"), _layer(kind, Affine(1.5), given), Permute(5, "random"), Permute(5, "reverse")]
-    parts += [_layer(kind, Affine(1.5), given), Permute(5, "random"), _layer(kind, Spline(4), given)]
+def test_a_chain_of_layers_and_permutations_is_its_parts(kind, inverse, given, rows, width):
+    def layer(transform: Elementwise) -> Any:
+        return _layer(kind, transform, given, width=width)
+
+    parts: list[Any] = [Permute(5, "random"), layer(Affine(1.5)), Permute(5, "random"), Permute(5, "reverse")]
+    parts += [layer(Affine(1.5)), Permute(5, "random"), layer(Spline(4))]
     chain, (x, label) = Chain(parts).double(), _case(given, rows)
     assert len(steps_of(parts, x, label)) == 6  # the spline goes alone
     made = (chain.inverse if inverse else chain)(x, label)

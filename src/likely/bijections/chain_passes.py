@@ -11,11 +11,16 @@ import numpy as np
 
 from likely.bijections import layer_passes
 from likely.bijections.compiled import compiled
-from likely.bijections.layer_passes import kept_of, matrix
+from likely.bijections.layer_passes import WIDE, kept_of, matrix
 
 __all__ = ["backward", "forward", "laid"]
 
-_ROWS = 128  # that go through together
+
+@no_type_check
+@compiled
+def _together(width: int) -> int:
+    """Rows that go through together: what they make fits a core's memory, and each block of them reads all weights again."""
+    return 256 if width >= WIDE else 128
 
 
 @no_type_check
@@ -148,10 +153,10 @@ def forward(
     rows, dims = x.shape
     layers, names = laid(table, len(known), wiring, dims, shape)
     _mask(weights, layers, wiring, shape)
-    each, turned = layers[-1, 4] + dims, _turned(weights, layers, shape)
-    work, z, log_det = np.empty(each * (rows if keep else min(rows, _ROWS)), x.dtype), np.empty_like(x), np.zeros(rows)
-    for begin in range(0, rows, _ROWS):
-        end = min(rows, begin + _ROWS)
+    each, turned, step = layers[-1, 4] + dims, weights if shape[0] >= WIDE else _turned(weights, layers, shape), _together(shape[0])
+    work, z, log_det = np.empty(each * (rows if keep else min(rows, step)), x.dtype), np.empty_like(x), np.zeros(rows)
+    for begin in range(0, rows, step):
+        end = min(rows, begin + step)
         m = end - begin
         block = work[begin * each : end * each] if keep else work[: m * each]
         first = matrix(block, 0, m, dims)
@@ -182,11 +187,11 @@ def backward(
     grad_log: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The gradients by x, by the weights and by what is known, from those by z [B, D] and the log-determinants [B]; see `forward`."""
-    (rows, dims), each, width = grad_z.shape, layers[-1, 4] + grad_z.shape[1], shape[0]
-    grad_x, by_weight = np.empty_like(grad_z), np.zeros_like(weights)
+    (rows, dims), each, width, step = grad_z.shape, layers[-1, 4] + grad_z.shape[1], shape[0], _together(shape[0])
+    grad_x, by_weight = np.empty_like(grad_z), np.empty_like(weights) if rows else np.zeros_like(weights)
     by_known = np.zeros((len(layers) - 1, known_rows, width), weights.dtype)
-    for begin in range(0, rows, _ROWS):
-        end = min(rows, begin + _ROWS)
+    for begin in range(0, rows, step):
+        end = min(rows, begin + step)
         m = end - begin
         g_x = np.empty((m, dims), work.dtype)
         for b in range(m):
@@ -194,7 +199,8 @@ def backward(
                 g_x[b, names[i]] = grad_z[begin + b, i]
         for layer in range(len(layers) - 2, -1, -1):
             block = work[begin * each : end * each]
-            g = layer_passes.backward(block, m, dims, weights, wiring, layers[layer], shape, grad_log[begin:end], g_x, by_weight)
+            at = layers[layer]
+            g = layer_passes.backward(block, m, dims, weights, wiring, at, shape, grad_log[begin:end], g_x, by_weight, begin == 0)
             if known_rows:
                 for b in range(m):
                     for j in range(width):

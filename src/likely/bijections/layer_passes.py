@@ -19,9 +19,10 @@ import numpy as np
 from likely.bijections import affine_passes, rational_quadratic
 from likely.bijections.compiled import compiled
 
-__all__ = ["ADDITIVE", "AFFINE", "SPLINE", "backward", "forward", "kept_of", "matrix"]
+__all__ = ["ADDITIVE", "AFFINE", "SPLINE", "WIDE", "backward", "forward", "kept_of", "matrix"]
 
 ADDITIVE, AFFINE, SPLINE = 0, 1, 2
+WIDE = 128  # units, from where on a library's products take a matrix [outputs, inputs] as quickly as one that has been turned
 
 
 @no_type_check
@@ -35,6 +36,16 @@ def matrix(flat: np.ndarray, begin: int, rows: int, columns: int) -> np.ndarray:
 def kept_of(kind: int, size: int) -> int:
     """Numbers that a transform keeps for the gradient of one: factor and slope; the argument and two softmaxes."""
     return 2 if kind == AFFINE else 1 + 2 * ((size + 1) // 3) if kind == SPLINE else 0
+
+
+@no_type_check
+@compiled
+def _linear(h: np.ndarray, weights: np.ndarray, w: int, out: np.ndarray, width: int) -> None:
+    """Write W h; W begins at w, [outputs, inputs] in wide nets, in others turned."""
+    if width >= WIDE:
+        np.dot(h, matrix(weights, w, out.shape[1], h.shape[1]).T, out)
+    else:
+        np.dot(h, matrix(weights, w, h.shape[1], out.shape[1]), out)
 
 
 @no_type_check
@@ -71,6 +82,29 @@ def _add_bias(
         for j in range(h.shape[1]):
             v = h[b, j] + bias[j]
             h[b, j] = 0 if rectified and v < 0 else v
+
+
+@no_type_check
+@compiled
+def _add_product(g: np.ndarray, h: np.ndarray, first: bool, total: np.ndarray) -> None:
+    """total <- g^T h, to which later blocks add."""
+    if first:
+        np.dot(g.T, h, total)
+        return
+    product, into = np.dot(g.T, h).reshape(-1), total.reshape(-1)
+    for i in range(len(into)):
+        into[i] += product[i]
+
+
+@no_type_check
+@compiled
+def _add_rows(g: np.ndarray, first: bool, total: np.ndarray) -> None:
+    """total <- the sum of the rows, to which later blocks add."""
+    if first:
+        total[:] = 0
+    for b in range(len(g)):
+        for j in range(len(total)):
+            total[j] += g[b, j]
 
 
 @no_type_check
@@ -187,7 +221,7 @@ def forward(
     _look(x, wiring[q : q + reads], far, h, slope)
     for k in range(hidden):
         inputs = h.shape[1]
-        np.dot(h, matrix(weights, w, inputs, width), units[k])
+        _linear(h, weights, w, units[k], width)
         w, h = w + inputs * width, units[k]
         if k == 0 and len(known):
             for b in range(m):
@@ -195,7 +229,7 @@ def forward(
                     h[b, j] += known[b if len(known) > 1 else 0, j]
         _add_bias(h, weights[w : w + width], True)
         w += width
-    np.dot(h, matrix(weights, w, width, size * moves), raw)
+    _linear(h, weights, w, raw, width)
     _add_bias(raw, weights[w + width * size * moves : w + (width + 1) * size * moves], False)
     _move(x, wiring[q + reads : q + reads + moves], raw.reshape(m, size, moves), kind, bound, least, inverse, kept, y, log_det)
 
@@ -213,8 +247,10 @@ def backward(
     grad_log: np.ndarray,
     g_x: np.ndarray,
     by_weight: np.ndarray,
+    first: bool,
 ) -> np.ndarray:
-    """Turn the gradient by the result of a layer to that by its argument, and add those by its weights; that by its first units."""
+    """Turn the gradient by the result of a layer to that by its argument, and add those by its weights to what earlier blocks gave, if
+    this is not the first; that by its first units."""
     reads, moves, w, q, at = layer
     width, hidden, _, kind, size, bound, least, inverse = shape
     x, seen, slope, units, raw, kept, y = _slots(block, m, dims, reads, moves, at, shape)
@@ -226,13 +262,8 @@ def backward(
     for k in range(hidden, -1, -1):
         h = units[k - 1] if k else seen
         inputs, outputs = h.shape[1], g.shape[1]
-        product = np.dot(g.T, h)
-        for j in range(outputs):
-            for i in range(inputs):
-                by_weight[w + j * inputs + i] += product[j, i]
-        for b in range(m):
-            for j in range(outputs):
-                by_weight[w + outputs * inputs + j] += g[b, j]
+        _add_product(g, h, first, matrix(by_weight, w, outputs, inputs))
+        _add_rows(g, first, by_weight[w + outputs * inputs : w + outputs * (inputs + 1)])
         if k == 0:
             break
         g = np.dot(g, matrix(weights, w, outputs, inputs))
