@@ -247,6 +247,35 @@ def test_reading_options_reach_the_reader(run, tmp_path):
     assert "colour" in err
 
 
+def test_rows_count_as_often_as_a_column_says(run, tmp_path):
+    """A table of weights is fitted as one of repeated rows; what is stored lacks the column, and takes tables with and without it."""
+    table, folder = tmp_path / "t.csv", tmp_path / "m"
+    table.write_text("x,y,times\n" + "".join(f"{i % 7},{i % 7 + i % 3},{1 + i % 4}\n" for i in range(60)))
+    code, _, err = run("fit", table, "kde", "--weights", "times", "--size", "tiny", "--out", folder)
+    assert code == 0, err
+    assert "by their weights" in json.loads((folder / "run.json").read_text())["test"]["how"]
+    data = likely.load(table, weights="times")
+    nats, by = likely.open(folder).log_prob(data.test.x).nats, data.test.weights
+    stored = json.loads((folder / "run.json").read_text())["test"]["value"]
+    assert stored == pytest.approx((-(by @ nats) / by.sum() / math.log(2)).item())
+    for words in (["score", folder], ["score", folder, table], ["show", folder], ["sample", folder, "-n", 3, "--out", tmp_path / "s.csv"]):
+        code, _, err = run(*words)
+        assert code == 0, err
+    assert (tmp_path / "s.csv").read_text().splitlines()[0] == "x,y"
+    (tmp_path / "holes.csv").write_text("x,y,times\n3,,2\n,4,1\n")
+    code, _, err = run("edit", folder, tmp_path / "holes.csv", "--out", tmp_path / "full.csv")
+    assert code == 0, err
+    full = (tmp_path / "full.csv").read_text().splitlines()
+    assert [full[0], full[1][:2], full[1][-2:]] == ["x,y,times", "3,", ",2"]
+    code, _, err = run("fit", table, "histogram", "--weights", "times", "--out", tmp_path / "h")
+    assert (code, "does not weigh examples" in err, "gmm, kde, knn, pca" in err) == (2, True, True), err
+    assert len(err.strip().splitlines()) == 2
+    with pytest.raises(UsageError, match="comparison does not weigh"):
+        likely.compare(data, ["kde"], out=tmp_path / "c")
+    with pytest.raises(UsageError, match="weights of its own"):
+        likely.fit(data, "kde", weights=torch.ones(len(data.train)), progress=False)
+
+
 def test_a_text_goes_on_after_a_prompt(run, text_model, tmp_path):
     likely.fit(str(text_model / "t.txt"), "autoregressive", size="tiny", steps=2, out=tmp_path / "m", progress=False)
     code, _, err = run("sample", tmp_path / "m", "-n", 2, "--prompt", "to be", "--length", 300, "--top-p", 0.9, "--out", tmp_path / "s.txt")

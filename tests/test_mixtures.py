@@ -262,16 +262,66 @@ def test_weights_are_repeated_rows(kind):
         torch.testing.assert_close(getattr(weighted, statistic)(), getattr(repeated, statistic)())
 
 
-@pytest.mark.parametrize(("name", "options"), [("kde", {}), ("pca", {}), ("gmm", {"covariance": "full", "components": 1})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("kde", {}), ("knn", {"neighbours": 5}), ("knn", {}), ("pca", {}), ("gmm", {"covariance": "full", "components": 1})],
+)
 def test_a_model_of_weighted_examples_is_that_of_repeated_rows(name, options):
     x, times = torch.randn(120, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.5]]), torch.randint(1, 3, (80,))
     space, valid = Space.reals(2).standardised(x[:80]), Split(x[80:]).batches()
     repeated = x[:80].repeat_interleave(times, 0)
     weighted, plain = (build(name, space, size="tiny", **options) for _ in range(2))
     weighted.solve(Split(x[:80]).batches(), valid, times)
-    plain.solve(Split(repeated).batches(), valid, torch.ones(len(repeated)))
-    atol = 1e-9 if name == "kde" else 0.1  # scikit-learn divides a covariance by n - 1: far points notice
+    plain.solve(Split(repeated).batches(), valid)
+    atol = 1e-9 if name in ("kde", "knn") else 0.1  # scikit-learn divides a covariance by n - 1: far points notice
     torch.testing.assert_close(weighted.log_prob(x).nats, plain.log_prob(x).nats, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("times", [torch.full((80,), 0.5), 3 * torch.rand(80), torch.tensor([40.0] + [0.25] * 79)])
+def test_radii_are_where_weights_reach_k(times):
+    """Against sorting all distances; a neighbour counts by its weight, and what an example weighs beyond one is beside itself."""
+    x = torch.randn(80, 2)
+    model = build("knn", Space.reals(2), size="tiny", neighbours=3)
+    model.solve(Split(x).batches(), Split(x[:9]).batches(), times)
+    x, times = model.examples, model.counts  # in the order of the components
+    far, own = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"), (times - 1).clamp_min(0.0)
+
+    def radius(row, weight, begin):
+        order = row.argsort()
+        reached = (begin + weight[order].cumsum(0) >= 3 - 1e-9).nonzero()[:, 0]
+        return 0.0 if begin >= 3 else row[order][reached[0] if len(reached) else -1].item()
+
+    others = torch.tensor([radius(far[i][torch.arange(80) != i], times[torch.arange(80) != i], own[i].item()) for i in range(80)])
+    octaves = torch.exp2((4 * (others / 2**0.5).clamp_min(1e-6).log2()).round() / 4)
+    seen = Observed.of(Space.reals(2), x, times)
+    widths = model.mixture.numbers.sd / seen.moments()[1].sqrt() / octaves[:, None]
+    used = (octaves > 1e-3)[:, None].expand_as(widths)  # a radius of 0 is held off by the floor
+    assert any((widths[used] - h).abs().max() < 1e-4 for h in (0.5, 0.7, 1.0, 1.4, 2.0))
+    asked = torch.randn(20, 2)
+    to = torch.cdist(asked.double(), x, compute_mode="donot_use_mm_for_euclid_dist")
+    want = torch.tensor([radius(row, times, 0.0) for row in to]) / 2**0.5
+    torch.testing.assert_close(model.outlier_score(asked), want.double(), atol=1e-6, rtol=0)
+
+
+def test_a_weighted_density_of_neighbours_integrates_to_one():
+    x = 0.2 * torch.randn(40, 1)
+    model = build("knn", Space.reals(1), size="tiny")
+    model.solve(Split(x).batches(), Split(x[:9]).batches(), 4 * torch.rand(40))
+    at = torch.linspace(-60, 60, 60_001)[:, None]
+    assert torch.trapezoid(model.log_prob(at).nats.exp(), at[:, 0].double()).item() == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["kde", "knn"])
+def test_validation_weights_choose(name):
+    """Validation examples on top of the training examples want narrow kernels, those between want wide ones."""
+    x = torch.linspace(0, 1, 30)[:, None]
+    valid = torch.cat([x[:20], x[:20] + 0.5 / 29 + 1.0])
+    space, found = Space.reals(1).standardised(x), []
+    for judging in (torch.tensor([1.0, 1e-9]), torch.tensor([1e-9, 1.0])):
+        model = build(name, space, size="tiny")
+        model.solve(Split(x).batches(), Split(valid).batches(), None, judging.repeat_interleave(20))
+        found.append(model.mixture.numbers.sd.mean().item())
+    assert found[0] < 0.7 * found[1]
 
 
 def test_who_does_not_weigh_says_so():

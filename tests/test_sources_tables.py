@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from likely.errors import DataError
+from likely.errors import DataError, UsageError
 from likely.sources import load, read, write
 from likely.sources.columns import Column, frame_columns, read_columns
 from likely.sources.examples import Options
@@ -100,6 +100,50 @@ def test_given_columns_leave_the_table(tmp_path):
     assert [s.name for s in both.given.supports] == ["job", "pay"]
     with pytest.raises(DataError, match="Did you mean 'job'"):
         load(path, given="jobb")
+
+
+WEIGHED = "x,job,times\n" + "".join(f"{i},{'ab'[i % 2]},{i % 4 / 2}\n" for i in range(40))
+
+
+def test_a_column_of_weights_leaves_the_table_and_rows_of_weight_zero_too(tmp_path):
+    data = load(_saved(tmp_path, WEIGHED), weights="times", given="job")
+    assert [s.name for s in data.space.supports] == ["x"]
+    assert data.card["dropped_of_weight_0"] == 10
+    assert data.card["options"]["weights"] == "times"
+    for split in data.splits.values():
+        assert torch.equal(split.weights, (split.x[:, 0] % 4 / 2).double())  # codes are the values, as the smallest is 0
+        assert torch.equal(split.given[:, 0], split.x[:, 0] % 2)
+    kept = "".join(line + "\n" for line in WEIGHED.splitlines() if not line.endswith(",0.0"))
+    apart = load(_saved(tmp_path, kept.replace("x,job,times", "x,job,n"), "u.csv"), given="job")
+    assert torch.equal(apart.train.x[:, 0] + (apart.space.supports[0].origin), data.train.x[:, 0])
+    assert data.unconditional().train.weights is data.train.weights
+    assert load(_saved(tmp_path, WEIGHED)).train.weights is None
+    frame = pandas.read_csv(io.StringIO(WEIGHED))
+    assert torch.equal(load(frame, weights="times").train.weights, load(_saved(tmp_path, WEIGHED), weights="times").train.weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "message"),
+    [
+        (WEIGHED, "tims", r"t.csv has no column 'tims'.*Did you mean 'times'\? Known: job, times, x"),
+        (WEIGHED.replace("3,b,1.5", "3,b,-1"), "times", "t.csv, column 'times', row 4: '-1' is no weight"),
+        (WEIGHED.replace("3,b,1.5", "3,b,"), "times", "row 4: '' is no weight"),
+        (WEIGHED.replace("3,b,1.5", "3,b,inf"), "times", "row 4: 'inf' is no weight"),
+        (WEIGHED, "job", "column 'job', row 1: 'a' is no weight"),
+        ("w,x\n" + "0,1\n0,2\n0,3\n", "w", "all weights are 0"),
+        ("w\n1\n2\n3\n", "w", "none is left to model"),
+    ],
+)
+def test_what_is_no_weight_is_named(tmp_path, text, column, message):
+    with pytest.raises(DataError, match=message):
+        load(_saved(tmp_path, text), weights=column)
+
+
+def test_only_tables_have_weights(tmp_path):
+    with pytest.raises(UsageError, match="column of a table"):
+        load(np.zeros((9, 4, 4), dtype=np.uint8), weights="times")
+    with pytest.raises(UsageError, match="column of a table"):
+        load(_saved(tmp_path, "some text " * 40, "t.txt"), weights="times")
 
 
 def test_wine_is_a_table_with_a_class():

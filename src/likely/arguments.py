@@ -20,6 +20,7 @@ __all__ = [
     "SeedOption",
     "SizeOption",
     "ValuesOption",
+    "WeightsOption",
     "extra_options",
     "family_options",
     "idle",
@@ -40,6 +41,16 @@ GivenOption = Annotated[str | None, typer.Option("--given", help="What to condit
 ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to condition on: label=3.", show_default=False)]
 
 _READING = "How DATA is read"
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="COLUMN",
+        help="Column of a table that says how many times each row counts.",
+        rich_help_panel=_READING,
+        show_default=False,
+    ),
+]
 
 
 def _option(kind: Any, name: str, told: str, **more: Any) -> Any:

@@ -71,6 +71,8 @@ def compare(
         from likely.sources import load
 
         data = load(data, given={True: "label", False: None}[given] if isinstance(given, bool) else given)
+    if data.weighted:
+        raise UsageError("A comparison does not weigh examples.", "Fit one model: likely fit DATA MODEL --weights COLUMN.")
     chosen = _chosen(models, data.space.layout)
     comparison = _Comparison(_conditioned(data, given), out, size, device, jobs, seeds, minutes, steps, screen or Screen())
     return comparison.run([comparison.task(name, options, s) for name, options in chosen.items() for s in range(seed, seed + seeds)])

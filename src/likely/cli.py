@@ -18,6 +18,7 @@ from likely.arguments import (
     SeedOption,
     SizeOption,
     ValuesOption,
+    WeightsOption,
     extra_options,
     family_options,
     idle,
@@ -112,6 +113,7 @@ def fit(
     numbers: Annotated[str, typer.Option("--float", help="auto, float32 or bf16.")] = "auto",
     track: Annotated[str | None, typer.Option("--track", help="A tracker, such as tensorboard.", show_default=False)] = None,
     given: GivenOption = None,
+    weights: WeightsOption = None,
     *,
     read: dict[str, Any],
 ) -> None:
@@ -124,7 +126,7 @@ def fit(
     from likely import families, printing, train
 
     model, args = named_family(model, context.args)
-    loaded, options = _load(data, given, read), family_options(args, model)
+    loaded, options = _load(data, given, {**read, **({} if weights is None else {"weights": weights})}), family_options(args, model)
     if "window" in read and "window" not in loaded.card:  # data that are no text have none: it is of the net
         options["window"] = read["window"]
     out = out or Path("likely-runs") / f"{loaded.name}-{families.slug(model)}"

@@ -19,7 +19,7 @@ _ATOM = 0.02  # share of one value
 
 @dataclass(frozen=True)
 class Split:
-    """Examples [n, *shape] and the values of `given` [n, *given shape].
+    """Examples [n, *shape], the values of `given` [n, *given shape], and how many times each counts, `weights` [n], once where None.
 
     A text's `x` is a view of all overlapping windows of `stream`, the contiguous bytes (or tokens) themselves.
     """
@@ -27,6 +27,7 @@ class Split:
     x: Tensor
     given: Tensor | None = None
     stream: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -103,6 +104,11 @@ class Data:
             return self.space.nats_per_unit
         return self.space.nats_per_unit_of(self.train.apart().x).mean().item()
 
+    @property
+    def weighted(self) -> bool:
+        """Whether examples count more or less than once."""
+        return self.train.weights is not None
+
     def repeats(self) -> list[str]:
         """A line for each real column of a table whose training values repeat: a density has no limit there, and its nats mean little."""
         if self.space.layout != "columns":
@@ -124,7 +130,7 @@ class Data:
 
     def unconditional(self) -> "Data":
         """The same examples without their `given`: what p(x) is fitted to."""
-        bare = {name: Split(split.x, None, split.stream) for name, split in self.splits.items()}
+        bare = {name: replace(split, given=None) for name, split in self.splits.items()}
         return replace(self, given=None, **bare)
 
     def standardised(self) -> "Data":

@@ -97,20 +97,22 @@ def of_text(logprob: LogProb, space: "Space") -> LogProb:
     return replace(logprob, kind=compose(logprob.kind, "lower bound"), how=how)
 
 
-def bits(logprob: LogProb, space: "Space", x: Tensor | None = None) -> Bits:
+def bits(logprob: LogProb, space: "Space", x: Tensor | None = None, weights: Tensor | None = None) -> Bits:
     """Mean code length of `logprob` in the unit of `space`.
 
     The unit is bits/dim for grids, bits/byte for byte sequences (bits/symbol else), bits/row for
     tables, and nats/row of density where the data have no grid. The standard error joins the
     spread between examples with the Monte Carlo error of each. Of tokens the examples x themselves
-    are needed, since they differ in bytes.
+    are needed, since they differ in bytes. Where examples count `weights` [batch] times, the mean is weighed.
     """
     logprob = of_text(logprob, space)
     per = space.nats_per_unit if x is None else space.nats_per_unit_of(x).mean().item()
     value = -logprob.nats.double() / per
     n = len(value)
-    variance = value.var().item() / n if n > 1 else math.nan
+    share = torch.full_like(value, 1 / n) if weights is None else weights.double() / weights.sum()
+    mean = share @ value
+    variance = (share.square() @ (value - mean).square()).item() * n / (n - 1) if n > 1 else math.nan
     if logprob.stderr is not None and logprob.kind == "estimate":
         # An estimate shares one log Z: its error is common to all rows and does not average out.
         variance += (logprob.stderr.double().mean().item() / per) ** 2
-    return Bits(value.mean().item(), space.unit, logprob.kind, math.sqrt(variance) if variance == variance else math.nan, n, logprob.how)
+    return Bits(mean.item(), space.unit, logprob.kind, math.sqrt(variance) if variance == variance else math.nan, n, logprob.how)

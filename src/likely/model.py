@@ -345,8 +345,11 @@ class Weighted(ClosedForm):
     """Examples may count more or less than once."""
 
     @abstractmethod
-    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
-        """Fit; each training example counts `weights` [n] times, once by default. One of weight 2 is as two equal ones."""
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None, judging: Tensor | None = None) -> None:
+        """Fit; each training example counts `weights` [n] times, once by default. One of weight 2 is as two equal ones.
+
+        Those of the validation split that choose hyperparameters count `judging` times.
+        """
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def fit(
         checkpoint_seconds: time between checkpoints.
         progress: show it, or a function that is called with a record of each report.
         track: an experiment tracker that `accelerate` knows, such as "tensorboard".
-        weights: how many times each training example counts [n], of families that weigh.
+        weights: how many times each training example counts [n], of families that weigh; those of `data` by default, whose
+            validation split is then weighed, too.
         options: of the family.
 
     Raises: UsageError for unknown names and options; TrainingError if the loss stays NaN or infinite, with the
@@ -101,9 +102,7 @@ def fit(
         raise UsageError(f"A fitted model keeps its options: {', '.join(options)} cannot be changed.", "Leave them out, or fit anew.")
     with seeded(step_seed(seed, 0, 0)):
         model = families.build(model, data.space, given=data.given, size=size, **options) if isinstance(model, str) else model
-    if weights is not None and not isinstance(model, Weighted):
-        able = [name for name in families.names() if issubclass(families.family_class(name), Weighted)]
-        raise UsageError(f"{type(model).__name__} does not weigh examples.", f"Those that do: {', '.join(able)}.")
+    weights = _weights(data, model, weights)
     recipe = replace(model.recipe, **{k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None})
     budget = Budget.of(minutes=minutes, steps=steps, epochs=epochs, examples=len(data.train), batch=recipe.batch)
     if precision not in ("auto", "float32", "bf16"):
@@ -133,6 +132,17 @@ def fit(
     return run
 
 
+def _weights(data: Data, model: Model, passed: Tensor | None) -> Tensor | None:
+    """How many times each training example counts: as passed, or as the data say."""
+    if passed is not None and data.weighted:
+        raise UsageError(f"{data.name} brings weights of its own.", "Leave one of the two out.")
+    weights = data.train.weights if passed is None else passed
+    if weights is not None and not isinstance(model, Weighted):
+        able = [name for name in families.names() if issubclass(families.family_class(name), Weighted)]
+        raise UsageError(f"{type(model).__name__} does not weigh examples.", f"Those that do: {', '.join(able)}.")
+    return weights
+
+
 def _train(trainer: Trainer, progress: Progress) -> Run:
     """Run the loop and store what it leaves, also where it fails for good."""
     failure = None
@@ -154,7 +164,7 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
 def _solve(model: Model, data: Data, settings: Settings, main: bool, weights: Tensor | None) -> Run:
     """Closed-form families need no steps; every rank solves the same."""
     start, cpu = time.perf_counter(), time.process_time()
-    how = {} if weights is None else {"weights": weights}
+    how = {} if weights is None else {"weights": weights, "judging": data.valid.weights}
     model.eval().solve(data.train.pieces(), data.valid.pieces(), **how)  # type: ignore[operator]
     run = Run(model, time.perf_counter() - start, time.process_time() - cpu, 0, settings.seed, stopped="closed form")
     _store(run, data, settings.folder, main)

@@ -71,7 +71,8 @@ def held_out_bits(model: Likelihood, data: Data, *, draws: int | None = None, se
     """Test code length; of a text, of the whole test stretch as one sequence.
 
     Of anything else the test examples are scored in random order until `seconds` are spent: mostly all of them, and
-    `how` says so where it is a part. Of a bound that several draws tighten it also says what one draw gives.
+    `how` says so where it is a part. Examples with weights count by them. Of a bound that several draws tighten it also
+    says what one draw gives.
     """
     if data.test.stream is not None:
         from likely.evaluation.stretch import stretch_bits
@@ -80,9 +81,10 @@ def held_out_bits(model: Likelihood, data: Data, *, draws: int | None = None, se
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))
     draws = draws or model.bound_draws
     scored = log_prob(model, Split(*data.test.rows(order)), draws=draws, seed=seed, seconds=seconds)
-    result, told = bits(scored, model.space), []
+    weights = None if data.test.weights is None else data.test.weights[order[: len(scored)]]
+    result, told = bits(scored, model.space, weights=weights), [] if weights is None else ["test examples by their weights"]
     if result.kind == "lower bound" and draws > 1:
-        one = bits(log_prob(model, Split(*data.test.rows(order[: result.n])), draws=1, seed=seed), model.space)
+        one = bits(log_prob(model, Split(*data.test.rows(order[: result.n])), draws=1, seed=seed), model.space, weights=weights)
         told.append(f"K=1: {format_bits(one.value, one.kind)}")  # what tightening is worth
     if result.n < len(data.test):
         told.append(f"{result.n} of {len(data.test)} test examples, drawn at random")

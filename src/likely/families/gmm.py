@@ -90,11 +90,11 @@ class GaussianMixture(MixtureModel):
         return 1 if self.mixture.numbers.exact else 64
 
     @torch.no_grad()
-    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None, judging: Tensor | None = None) -> None:
         """EM for each covariance and number of components; what codes the validation split best is kept."""
         x, label, weight = labelled(train, self.given_space, self.most["rows"], weights)
         seen = Observed.of(self.space, x, weight)
-        self.choose(self._ladders(seen, label), seen, valid, _JUDGES)
+        self.choose(self._ladders(seen, label), seen, valid, _JUDGES, judging)
 
     def _ladders(self, seen: Observed, label: Tensor) -> Iterator[Iterator[Iterator[Components]]]:
         """More and more components of each covariance (and rank); a rung is one fit under each k."""

@@ -52,7 +52,7 @@ class KernelDensity(MixtureModel):
         self.kernels = self.options(size, kernels=kernels)["kernels"]
 
     @torch.no_grad()
-    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None, judging: Tensor | None = None) -> None:
         """Keep the training examples; the bandwidth and blur that code the validation split best are kept."""
         x, label, weight = labelled(train, self.given_space, self.kernels, weights)
         seen = Observed.of(self.space, x, weight)
@@ -61,4 +61,4 @@ class KernelDensity(MixtureModel):
             ([kernels(seen, number, label, torch.tensor([[h]]), blur)] for h in _BANDWIDTHS)
             for blur in (BLURS if seen.states or seen.lost.shape[1] else BLURS[:1])
         )
-        self.choose(ladders, seen, valid, min(_JUDGES, max(_FEW_JUDGES, _WORK // (len(x) * self.space.dims))))
+        self.choose(ladders, seen, valid, min(_JUDGES, max(_FEW_JUDGES, _WORK // (len(x) * self.space.dims))), judging)

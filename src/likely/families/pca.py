@@ -102,11 +102,11 @@ class ProbabilisticPCA(MixtureModel):
         return 1 if self.mixture.numbers.exact else 64
 
     @torch.no_grad()
-    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None) -> None:
+    def solve(self, train: Batches, valid: Batches, weights: Tensor | None = None, judging: Tensor | None = None) -> None:
         """Eigenvectors of each label's covariance; the rank and noise that code the validation split best are kept."""
         x, label, weight = labelled(train, self.given_space, self.most["rows"], weights)
         seen = Observed.of(self.space, x, weight)
-        self.choose([self._ladder(seen, label)], seen, valid, _JUDGES)
+        self.choose([self._ladder(seen, label)], seen, valid, _JUDGES, judging)
 
     def _ladder(self, seen: Observed, label: Tensor) -> Iterator[list[Components]]:
         rows = {y: (label == y).nonzero()[:, 0] for y in label.unique().tolist()}

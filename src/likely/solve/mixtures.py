@@ -199,9 +199,12 @@ class MixtureModel(Model, Likelihood, Fillable, Weighted):
             mixture.numbers.take(found.numbers if kind == found.kind else {})
         self.mixture.put(found, seen)
 
-    def choose(self, ladders: Iterable[Iterable[Iterable[Components]]], seen: Observed, valid: Batches, judges: int) -> Components:
-        """Take what codes so many examples of the validation split best; a ladder is left after two rungs that are no better."""
-        x, label, _ = labelled(valid, self.given_space, judges)
+    def choose(
+        self, ladders: Iterable[Iterable[Iterable[Components]]], seen: Observed, valid: Batches, judges: int, judging: Tensor | None
+    ) -> Components:
+        """Take what codes so many examples of the validation split, of these weights, best; a ladder is left after two rungs that are no
+        better."""
+        x, label, weight = labelled(valid, self.given_space, judges, judging)
         best, kept = -math.inf, None
         for ladder in ladders:
             top, worse = -math.inf, 0
@@ -209,7 +212,7 @@ class MixtureModel(Model, Likelihood, Fillable, Weighted):
                 now = -math.inf
                 for candidate in rung:
                     self.take(candidate, seen)
-                    score = self.mixture.log_prob(x, label, Noise(x, _DRAWS, 0)).nats.mean().item()
+                    score = (weight @ self.mixture.log_prob(x, label, Noise(x, _DRAWS, 0)).nats / weight.sum()).item()
                     now = max(now, score)
                     if score > best:
                         best, kept = score, candidate

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from likely.errors import DataError, nearest
+from likely.errors import DataError, UsageError, nearest
 
 if TYPE_CHECKING:
     from likely.dataset import Data
@@ -123,6 +123,7 @@ def load(
     missing_labels: str = "error",
     count: int | None = None,
     tokens: int | str | None = None,
+    weights: str | None = None,
 ) -> "Data":
     """Read a source and split it.
 
@@ -145,6 +146,7 @@ def load(
         augment: "flip" and "shift" alter training images, and nothing else.
         missing_labels: "error", or "drop" to leave out examples without a label.
         count: number of examples of a generated set.
+        weights: column of a table that says how many times each row counts; it is not modelled.
 
     Raises: DataError for what cannot be read; UsageError for a name or option that does not exist.
     """
@@ -152,12 +154,16 @@ def load(
 
     options = Options(
         levels, given, seed, layout, window, tile, resize, precision, tuple(missing), tuple(nominal), header, tuple(augment),
-        missing_labels, count, tokens,
+        missing_labels, count, tokens, weights,
     )  # fmt: skip
     own_name, told = _identity(source)
     if isinstance(source, str | PathLike):
-        return _load_named(str(source), options, name or own_name, told)
-    return _load_object(source, options, name or own_name, told)
+        data = _load_named(str(source), options, name or own_name, told)
+    else:
+        data = _load_object(source, options, name or own_name, told)
+    if weights is not None and not data.weighted:
+        raise UsageError(f"Weights are a column of a table, and {data.name} is a {data.space}.", "Leave `weights` out.")
+    return data
 
 
 def is_builtin(name: str) -> bool:
@@ -233,7 +239,7 @@ def _read_images(path: Path, options: "Options") -> "Examples":
 
 def _read_table(path: Path, options: "Options") -> "Examples":
     columns, tables = import_module("likely.sources.columns"), import_module("likely.sources.tables")
-    return tables.table_examples(columns.read_columns(path, options.header), options)
+    return tables.table_examples(columns.read_columns(path, options.header), options, str(path))
 
 
 _READERS: dict[str, Callable[[Path, "Options"], "Examples"]] = {
@@ -265,7 +271,7 @@ def examples_in_memory(source: Any, options: "Options") -> "Examples":
     arrays = import_module("likely.sources.arrays")
     if hasattr(source, "columns"):
         columns, tables = import_module("likely.sources.columns"), import_module("likely.sources.tables")
-        return tables.table_examples(columns.frame_columns(source), options)
+        return tables.table_examples(columns.frame_columns(source), options, "The DataFrame")
     if isinstance(source, Mapping):
         return import_module("likely.sources.packed").named_examples(source, options)
     if isinstance(source, tuple) and len(source) == 2:

@@ -7,6 +7,7 @@ grid unless `levels` is given; floats have a density.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def label_examples(examples: Examples, labels: Any) -> Examples:
         given, space = torch.from_numpy(values).float(), Space.reals(values.shape[1])
     else:
         given, space, known = _classes(values.reshape(-1) if values.size == len(values) else values)
-    return Examples(examples.space, examples.x, given, space, known, examples.group, examples.part, examples.notes, examples.truth)
+    return replace(examples, labels=given, label_space=space, known=known)
 
 
 def _classes(values: np.ndarray) -> tuple[Tensor, Space, Tensor]:

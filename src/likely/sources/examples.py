@@ -48,6 +48,7 @@ class Options:
     missing_labels: str = "error"
     count: int | None = None
     tokens: int | str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         sizes = {"levels": self.levels, "window": self.window, "tile": self.tile, "count": self.count, "precision": self.precision}
@@ -75,6 +76,7 @@ class Examples:
         known: which rows of `labels` are there, bool [n]; all where None.
         group: number of the file each row is from, [n]; a split keeps groups whole.
         part: 0, 1, 2 (train, valid, test) of each row where the source says so, [n].
+        weights: how many times each row counts, [n]; once where None.
         notes: what was counted while reading, for the card.
     """
 
@@ -85,12 +87,13 @@ class Examples:
     known: Tensor | None = None
     group: Tensor | None = None
     part: Tensor | None = None
+    weights: Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     truth: Truth | None = None
 
     def rows(self, keep: Tensor) -> "Examples":
         """The examples at `keep`."""
-        picked = {f: v[keep] for f in ("x", "labels", "known", "group", "part") if (v := getattr(self, f)) is not None}
+        picked = {f: v[keep] for f in ("x", "labels", "known", "group", "part", "weights") if (v := getattr(self, f)) is not None}
         return replace(self, **picked)
 
 
@@ -101,7 +104,7 @@ def into_data(examples: Examples, options: Options, name: str, source: str) -> D
         raise UsageError(f"Tokens are parts of texts, and {name} is a {examples.space}.", "Leave `tokens` out.")
     examples, dropped = _conditioned(examples, options)
     index = _split(examples, options.seed)
-    splits = {p: Split(examples.x[i], None if examples.labels is None else examples.labels[i]) for p, i in zip(PARTS, index, strict=True)}
+    splits = {p: _taken(examples, i) for p, i in zip(PARTS, index, strict=True)}
     asked: dict[str, Any] = {"augment": list(options.augment)} if options.augment else {}
     if hasattr(options.given, "shape"):
         asked["given"] = "an array in memory"
@@ -110,6 +113,11 @@ def into_data(examples: Examples, options: Options, name: str, source: str) -> D
     if given is not None and examples.labels is not None:
         given = given.standardised(splits["train"].given)  # type: ignore[arg-type]
     return Data(examples.space, **splits, given=given, name=name, card=card, truth=examples.truth).standardised()
+
+
+def _taken(examples: Examples, index: Tensor) -> Split:
+    labels, weights = (None if values is None else values[index] for values in (examples.labels, examples.weights))
+    return Split(examples.x[index], labels, weights=weights)
 
 
 def card_of(source: str, options: Options, method: str, splits: dict[str, Split]) -> dict[str, Any]:
@@ -129,9 +137,7 @@ def _method(examples: Examples) -> str:
 def _conditioned(examples: Examples, options: Options) -> tuple[Examples, dict[str, Any]]:
     """Keep the labels only where `given` asks for them; rows without one are an error, or dropped and counted."""
     if options.given is None:
-        return Examples(
-            examples.space, examples.x, group=examples.group, part=examples.part, notes=examples.notes, truth=examples.truth
-        ), {}
+        return replace(examples, labels=None, label_space=None, known=None), {}
     asked = {options.given} if isinstance(options.given, str) else set(options.given) if isinstance(options.given, list | tuple) else set()
     held = [] if examples.label_space is None else [s.name for s in examples.label_space.supports]
     if examples.labels is None or examples.label_space is None or not asked <= {"label", *held}:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from likely.errors import DataError, UsageError, nearest
 from likely.sources.columns import NUMBER, Column
+from likely.sources.counted import counted
 from likely.sources.examples import Examples, Options
 from likely.space import MISSING, Space, Support, to_grid
 
@@ -59,8 +60,21 @@ class Number:
 # -- the schema ---------------------------------------------------------------------------------
 
 
-def table_examples(columns: Sequence[Column], options: Options) -> Examples:
-    """Rows of a table as codes; the columns named by `given` leave x and become labels."""
+def table_examples(columns: Sequence[Column], options: Options, where: str = "The table") -> Examples:
+    """Rows of a table as codes; the columns named by `given` leave x and become labels.
+
+    The column named by `weights` leaves the table; rows of weight 0 do so once the schema is read, and are counted. `where` is the table's
+    name in what is said of its weights.
+    """
+    if options.weights is None:
+        return _coded(columns, options)
+    columns, weights = counted(columns, options.weights, where)
+    found, there = replace(_coded(columns, options), weights=weights), weights > 0
+    lost = int((~there).sum())
+    return replace(found.rows(there), notes={**found.notes, "dropped_of_weight_0": lost}) if lost else found
+
+
+def _coded(columns: Sequence[Column], options: Options) -> Examples:
     for name in options.nominal:
         if name not in (names := [c.name for c in columns]):
             raise UsageError(f"There is no column '{name}' to be nominal.", nearest(name, names))
