@@ -81,6 +81,8 @@ def test_precision_rounds_and_counts():
     found = table_examples([Column.of("v", ["0.12345678901234567", "2.5", "1e-30"])], Options(precision=2))
     assert spelt_columns(found.x, found.space)["v"] == ["0.12", "2.50", "0.00"]
     assert found.notes["rounded_cells"] == 2
+    whole = table_examples([Column.of("v", ["0.125", "2.5"]), Column.of("age", ["31", "64"])], Options(precision=2))
+    assert [s.decimals for s in whole.space.supports] == [2, 0]
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=None, min_value=-(10**12), max_value=10**12), st.integers(0, 6))

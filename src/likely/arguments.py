@@ -71,7 +71,7 @@ _OF_READING: dict[str, Any] = {
     ),
     "tile": _option(int | None, "tile", "Cut images of mixed sizes into tiles of this side."),
     "resize": _option(int | None, "resize", "Resize images to this side."),
-    "precision": _option(int | None, "precision", "Decimals that a table's numbers are rounded to."),
+    "precision": _option(int | None, "precision", "Most decimals of a table's numbers; those that have more are rounded."),
     "missing": _option(list[str] | None, "missing", "A further spelling of a missing cell (repeatable)."),
     "nominal": _option(list[str] | None, "nominal", "A column whose numbers are names (repeatable)."),
     "header": _option(bool | None, "header/--no-header", "Whether a table's first row names its columns; found out by default."),

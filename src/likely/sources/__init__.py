@@ -139,7 +139,7 @@ def load(
         window: length of the training examples of a text, in bytes (or tokens).
         tokens: size of a vocabulary of byte pairs, or "words", that a text is put together of; bytes by default.
         tile: side of the tiles that images are cut into; resize: side, or (height, width), that they are resized to.
-        precision: decimals that the numbers of a table are rounded to, where their own are too many.
+        precision: decimals that the numbers of a table are rounded to, in columns that have more.
         missing: spellings of a missing cell besides "", "?", "NA", "N/A", "nan", "null", "none".
         nominal: columns whose numbers are names.
         header: whether a table's first row names its columns; found out by default.

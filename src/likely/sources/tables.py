@@ -139,7 +139,8 @@ def _support(column: Column, options: Options) -> Support | None:
         categories = (*sorted(set(present) - {OTHER}), OTHER)
         return Support("nominal", len(categories), column.name, missing, categories)
     numbers = _numbers(column, present).values()
-    decimals = max(0, *(-n.exponent for n in numbers)) if options.precision is None else options.precision
+    decimals = max(0, *(-n.exponent for n in numbers))
+    decimals = decimals if options.precision is None else min(decimals, options.precision)  # whole numbers stay whole
     if (width := max(n.width(decimals) for n in numbers)) > _MOST_DIGITS:
         finest = min(present, key=lambda s: Number.of(s).exponent)
         raise DataError(
