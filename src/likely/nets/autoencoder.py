@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.conditioning import Conditioner, FiLM
+from likely.nets.dropout import dropout
 from likely.nets.mlp import ResMLP
 from likely.relaxation import per_number
 from likely.space import MISSING, Space, to_grid
@@ -155,7 +156,7 @@ class Residual(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
         g = self.up(F.silu(self.norm(h)))
         g = self.film(g, embedding) if self.film else g
-        return h + self.down(F.dropout(F.silu(g), self.dropout, self.training))
+        return h + self.down(dropout(F.silu(g), self.dropout, self.training))
 
 
 class Stage(nn.Module):

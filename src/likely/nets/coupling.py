@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.conditioning import Conditioner, FiLM
+from likely.nets.dropout import dropout
 from likely.nets.mlp import PlainMLP, ResMLP
 from likely.nets.perceptron import Perceptron
 from likely.space import Space
@@ -78,7 +79,7 @@ class ConvBlock(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
         g = self.look(F.silu(h))
         g = self.film(g, embedding) if self.film else g
-        return h + self.mix(F.dropout(F.silu(g), self.dropout, self.training))
+        return h + self.mix(dropout(F.silu(g), self.dropout, self.training))
 
 
 class ConvCoupling(nn.Module):

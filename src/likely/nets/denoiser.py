@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from likely.errors import UsageError
 from likely.nets.conditioning import Conditioner
+from likely.nets.dropout import dropout
 from likely.nets.known import Knowledge
 from likely.nets.mlp import ResMLP
 from likely.space import Space
@@ -132,7 +133,7 @@ class PlainDenoiser(nn.Module):
         known = self.conditioner(given, len(u))
         h = h if known is None else h + known
         for layer in self.hidden:
-            h = layer(F.dropout(F.silu(h), self.dropout, self.training))
+            h = layer(dropout(F.silu(h), self.dropout, self.training))
         return self.last(F.silu(h))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.conditioning import Conditioner, FiLM
+from likely.nets.dropout import dropout
 from likely.nets.masked import MaskedLinear
 from likely.nets.perceptron import Perceptron, Unrolled, parameters_of, seen
 from likely.space import Space
@@ -39,7 +40,7 @@ class Block(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
         g = self.up(F.relu(h))
         g = self.film(g, embedding) if self.film else g
-        return h + self.down(F.dropout(F.relu(g), self.dropout, self.training))
+        return h + self.down(dropout(F.relu(g), self.dropout, self.training))
 
 
 @dataclass

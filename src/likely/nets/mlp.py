@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.conditioning import FiLM
+from likely.nets.dropout import dropout
 from likely.nets.perceptron import Perceptron, parameters_of
 
 __all__ = ["PlainMLP", "ResMLP"]
@@ -29,7 +30,7 @@ class Block(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
         g = self.up(self.norm(h))
         g = self.film(g, embedding) if self.film else g
-        return h + self.down(F.dropout(F.silu(g), self.dropout, self.training))
+        return h + self.down(dropout(F.silu(g), self.dropout, self.training))
 
 
 class ResMLP(nn.Module):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from likely.nets.causal.attention import Place, SoftmaxAttention
 from likely.nets.conditioning import Conditioner
+from likely.nets.dropout import dropout
 from likely.space import Space
 
 __all__ = ["PatchTransformer"]
@@ -28,8 +29,8 @@ class PatchBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, h: Tensor) -> Tensor:
-        h = h + F.dropout(self.attention(self.norms[0](h), _PLAIN), self.dropout, self.training)
-        return h + F.dropout(self.down(F.gelu(self.up(self.norms[1](h)))), self.dropout, self.training)
+        h = h + dropout(self.attention(self.norms[0](h), _PLAIN), self.dropout, self.training)
+        return h + dropout(self.down(F.gelu(self.up(self.norms[1](h)))), self.dropout, self.training)
 
 
 class PatchTransformer(nn.Module):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.nets.dropout import dropout
+
 __all__ = ["FAR", "Perceptron", "Unrolled", "parameters_of", "seen"]
 
 FAR = 10.0  # what an entry is seen as at most: one that is far out would else send those after it still farther, layer by layer
@@ -48,7 +50,7 @@ class Perceptron(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         h = seen(x.index_select(1, self.reads))
         for i, (weight, bias) in enumerate(zip(self.weights(), self.parameters[1::2], strict=True)):
-            h = F.dropout(F.relu(h), self.dropout, self.dropout > 0) if i else h
+            h = dropout(F.relu(h), self.dropout, self.dropout > 0) if i else h
             h = F.linear(h, weight, bias)
             h = h if i or self.known is None else h + self.known
         return h

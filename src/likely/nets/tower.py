@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from likely.nets.dropout import dropout
 from likely.nets.known import Known
 from likely.nets.positions import rotated
 from likely.nets.reader import CrossAttention
@@ -98,7 +99,7 @@ class Block(nn.Module):
         return torch.addcmul(h, gate_2, self._drop(self.down(F.gelu(self.up(_modulated(h, shift_2, scale_2))))))
 
     def _drop(self, g: Tensor) -> Tensor:
-        return F.dropout(g, self.dropout) if self.training else g
+        return dropout(g, self.dropout, self.training)
 
 
 class Tower(nn.Module):

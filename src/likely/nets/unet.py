@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from likely.errors import UsageError, nearest
 from likely.nets.conditioning import FiLM
 from likely.nets.denoiser import as_grid, grid_shape, of_size
+from likely.nets.dropout import dropout
 from likely.nets.known import Knowledge, Known
 from likely.nets.reader import CrossAttention
 from likely.space import Space
@@ -70,7 +71,7 @@ class ResBlock(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         g = self.conv1(F.silu(self.norm1(h)))
         g = F.silu(self.film(self.norm2(g), embedding))
-        return self.skip(h) + self.conv2(F.dropout(g, self.dropout, self.training))
+        return self.skip(h) + self.conv2(dropout(g, self.dropout, self.training))
 
 
 class ConvNeXtBlock(nn.Module):
@@ -86,7 +87,7 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         g = F.gelu(self.up(self.film(self.norm(self.depthwise(h)), embedding)))
-        return self.skip(h) + self.down(F.dropout(g, self.dropout, self.training))
+        return self.skip(h) + self.down(dropout(g, self.dropout, self.training))
 
 
 BLOCKS: dict[str, type[ResBlock | ConvNeXtBlock]] = {"resnet": ResBlock, "convnext": ConvNeXtBlock}

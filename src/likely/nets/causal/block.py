@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from likely.nets.causal.attention import LinearAttention, Place, Ring, SoftmaxAttention, Sums
 from likely.nets.conditioning import FiLM
+from likely.nets.dropout import dropout
 from likely.nets.reader import CrossAttention
 
 __all__ = ["ACTIVATIONS", "NORMS", "Block", "Context", "FeedForward", "Norm"]
@@ -140,4 +141,4 @@ class Block(nn.Module):
         return step
 
     def _drop(self, h: Tensor) -> Tensor:
-        return F.dropout(h, self.dropout, self.training) if self.training and self.dropout else h
+        return dropout(h, self.dropout, self.training)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from likely.nets.causal import CausalNet
 from likely.nets.causal.inputs import NGrams, spellings
 from likely.nets.conditioning import Conditioner
+from likely.nets.dropout import dropout
 from likely.space import Space
 
 __all__ = ["DilatedConvolutions", "DilatedState"]
@@ -44,7 +45,7 @@ class Layer(nn.Module):
         self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(2 * width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, h: Tensor, u: Tensor, past: Tensor) -> Tensor:
-        return h + F.dropout(self.down(F.silu(self.up(torch.cat([u, past], -1)))), self.dropout, self.training)
+        return h + dropout(self.down(F.silu(self.up(torch.cat([u, past], -1)))), self.dropout, self.training)
 
 
 @dataclass

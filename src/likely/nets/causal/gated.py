@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from likely.nets.causal.grid import TwoStreams
 from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
+from likely.nets.dropout import dropout
 from likely.space import Space
 
 __all__ = ["GatedPixelCNN"]
@@ -69,7 +70,7 @@ class Stacks(Layer):
         return lambda h, linked, column: gated(h, linked.numpy(), column, *maps)
 
     def _drop(self, u: Tensor) -> Tensor:
-        return F.dropout(u, self.dropout) if self.training else u
+        return dropout(u, self.dropout, self.training)
 
 
 class GatedPixelCNN(TwoStreams):

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from likely.nets.causal import CausalNet
 from likely.nets.causal.inputs import Signs, orders_of, raster, tokens_of
 from likely.nets.conditioning import Conditioner
+from likely.nets.dropout import dropout
 from likely.nets.masked import MaskedLinear
 from likely.space import Space
 
@@ -50,7 +51,7 @@ class Block(nn.Module):
         self.up, self.down, self.dropout = MaskedLinear(degree, degree), MaskedLinear(degree, degree), dropout
 
     def forward(self, h: Tensor, degree: Tensor) -> Tensor:
-        u = F.dropout(F.silu(self.up.masked(F.silu(h), degree, degree)), self.dropout, self.training)
+        u = dropout(F.silu(self.up.masked(F.silu(h), degree, degree)), self.dropout, self.training)
         return h + self.down.masked(u, degree, degree)
 
 
@@ -126,7 +127,7 @@ class MADE(CausalNet):
         h = h if embedding is None else h + embedding
         for block in self.blocks:
             h = block(h, self.degree)
-        parameters = self.last.masked(F.dropout(F.silu(h), self.dropout, self.training), self.degree, target)
+        parameters = self.last.masked(dropout(F.silu(h), self.dropout, self.training), self.degree, target)
         if self.direct is not None:
             parameters = parameters + self.direct.masked(tokens, source, target)
         return parameters.view(*x.shape, self.out)

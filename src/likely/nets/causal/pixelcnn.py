@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from likely.nets.causal.grid import GridNet, Position
 from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
+from likely.nets.dropout import dropout
 from likely.space import Space
 
 __all__ = ["PixelCNN"]
@@ -74,7 +75,7 @@ class Residual(Layer):
         a = self.masked(F.silu(self.enter(F.silu(h))))
         a = self.film(a, embedding) if self.film else a
         a = F.silu(a)
-        return h + self.leave(F.dropout(a, self.dropout) if self.training else a)
+        return h + self.leave(dropout(a, self.dropout, self.training))
 
 
 class PixelCNN(GridNet):

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from likely.nets.causal.grid import TwoStreams
 from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
+from likely.nets.dropout import dropout
 from likely.space import Space
 
 __all__ = ["PixelCNNPlusPlus"]
@@ -61,7 +62,7 @@ class Block(Layer):
     def forward(self, h: Tensor, read: Tensor | None, embedding: Tensor | None, see: See = Shifted.__call__) -> Tensor:
         a = see(self.first, F.silu(h))
         a = F.silu(a if read is None else a + read)
-        a = see(self.second, F.dropout(a, self.dropout) if self.training else a)
+        a = see(self.second, dropout(a, self.dropout, self.training))
         a = a if self.film is None else self.film(a, embedding)
         return h + F.glu(a, 1)
 

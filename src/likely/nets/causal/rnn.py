@@ -21,12 +21,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from likely.errors import UsageError, nearest
 from likely.nets.causal import CausalNet
 from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history, spellings
 from likely.nets.conditioning import Conditioner
+from likely.nets.dropout import dropout
 from likely.nets.reader import RecurrentReader, required
 from likely.space import Space
 
@@ -150,7 +150,7 @@ class RecurrentNet(CausalNet):
 
     def _read(self, h: Tensor, state: RecurrentState) -> Tensor:
         h = h if self.attention is None or state.memory is None else self.attention(h, *state.memory)
-        return F.dropout(h, self.dropout, self.training)
+        return dropout(h, self.dropout, self.training)
 
     def step(self, state: RecurrentState, x_i: Tensor | None) -> tuple[RecurrentState, Tensor]:
         start = self.start.weight.expand(len(state.cells[0]), -1)
