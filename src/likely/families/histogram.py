@@ -1,4 +1,4 @@
-r"""Smoothed counts: of independent entries, the floor that every other model must beat; of few reals, of boxes, too.
+r"""Smoothed counts: of independent entries, the floor that every other model must beat; of few numbers, of boxes, too.
 
     log p(x) = sum_i log p_i(x_i),      p_i = (counts_i + a q_i) / (n + a)
 
@@ -13,13 +13,13 @@ label's towards all labels', a pixel's towards its channel's, those towards unif
     sequence           one table for all positions; where lengths vary, log p(length) besides. A
                        string shorter than a fixed window is the marginal of its prefix
 
-Of two and more reals the joint distribution may be counted: each entry is put in [0, 1) by its own distribution
-function F_e, and the cube is cut into boxes (`solve.partition`), as many as the validation split says, one among them:
+Of two and more decimals or reals of a table the joint distribution may be counted: they are cut into boxes (`solve.boxes`),
+as many as the validation split says, one among them:
 
-    p(x) = prod_e p_e(x_e) share(box) / volume(box),      box = the one that holds F(x)
+    p(x) = prod_e p_e(x_e) share(box) / volume(box),      volume(box) = what independent entries would have of it
 
-`independent` is the same without boxes. Everything is exact, what is filled in, too, and so is the code: the file
-that `codec` writes is as long as -log2 p says.
+Entries of finitely many states stay independent of all others. `independent` is the same without boxes. Everything is exact,
+what is filled in, too, and so is the code: the file that `codec` writes is as long as -log2 p says.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,25 +31,25 @@ from torch import Tensor
 from likely.coding import Codec, categorical, columns, prefixed
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Coded, Fillable, Filled, Likelihood, Model, gather_batches
+from likely.model import Batches, ClosedForm, Coded, Fillable, Filled, Likelihood, Model
 from likely.noise import Noise
+from likely.solve.boxes import Boxes
 from likely.solve.counts import Counts, uniform
 from likely.solve.labels import label_count, label_of
 from likely.solve.marginals import Bins, Labelled, States
-from likely.solve.partition import Partition
 from likely.space import MISSING, Space, Support
 
 __all__ = ["Histogram"]
 
 
 class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
-    """Smoothed counts of independent entries, and of boxes where reals are few; exact, on grids, columns and sequences.
+    """Smoothed counts of independent entries, and of boxes where numbers are few; exact, on grids, columns and sequences.
 
     Args:
-        joint: whether boxes of several reals may be counted, where the validation split wants them.
+        joint: whether boxes of several decimals or reals may be counted, where the validation split wants them.
     """
 
-    summary = "smoothed counts: of each entry alone, of boxes where reals are few"
+    summary = "smoothed counts: of each entry alone, of boxes where numbers are few"
     layouts: ClassVar[frozenset[str]] = frozenset({"grid", "columns", "sequence"})
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small", joint: bool = True) -> None:
@@ -60,8 +60,7 @@ class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
         self.states = States(labels, [supports[e] for e in self.finite])
         self.bins = Bins(labels, [supports[e] for e in self.wide])
         self.length = Counts(labels, uniform([space.shape[0] + 1])) if space.variable else None
-        real = space.layout == "columns" and all(s.kind == "real" and not s.missing for s in supports)
-        self.boxes = Partition(labels, space.dims) if joint and real and space.dims > 1 else None
+        self.boxes = Boxes(labels, len(self.wide)) if joint and space.layout == "columns" and len(self.wide) > 1 else None
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """-log p(x | given), nats [batch]."""
@@ -71,11 +70,9 @@ class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
         label = label_of(self.given_space, given, len(x))
         if self.space.layout == "sequence":
             return LogProb(self._string_log_prob(x, label), "exact")
-        nats = self._entry_log_probs(x.flatten(1), label).sum(1)
-        return LogProb(nats if self.boxes is None else nats + self.boxes.log_density(self.bins.cdf(x, label), label), "exact")
-
-    def _entry_log_probs(self, flat: Tensor, label: Tensor) -> Tensor:
-        return torch.cat([self.states.log_prob(flat[:, self.finite], label), self.bins.log_prob(flat[:, self.wide], label)], 1)
+        finite, wide = x.flatten(1)[:, self.finite], x.flatten(1)[:, self.wide]
+        nats = self.states.log_prob(finite, label).sum(1) + self.bins.log_prob(wide, label).sum(1)
+        return LogProb(nats if self.boxes is None else nats + self.boxes.log_ratio(self.bins, wide, label), "exact")
 
     def _string_log_prob(self, x: Tensor, label: Tensor) -> Tensor:
         there = x >= 0
@@ -90,13 +87,12 @@ class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
         if self.space.layout == "sequence":
             unknown = torch.zeros(n, longest, dtype=torch.bool)
             return self._fill_strings(torch.zeros(n, longest, dtype=torch.int64), unknown, label)
-        if self.boxes is not None:
-            return self._draw_reals(torch.zeros(n, longest), torch.zeros(n, longest, dtype=torch.bool), label)
-        return self._join(self.states.sample(label), self.bins.sample(label))
+        wide = self.bins.sample(label) if self.boxes is None else self.boxes.sample(self.bins, label)
+        return self._join(self.states.sample(label), wide)
 
     @torch.no_grad()
     def fill(self, x: Tensor, known: Tensor, given: Tensor | None = None, draws: int = 1) -> Filled:
-        """Unknown entries drawn given those known, never as missing: each on its own, reals from the boxes that what is known leaves."""
+        """Unknown entries drawn given those known, never as missing: each on its own, numbers from the boxes that what is known leaves."""
         if known.shape != x.shape or known.dtype != torch.bool:
             raise UsageError(f"`known` is {known.dtype} of shape {tuple(known.shape)}, not bool of {tuple(x.shape)}.")
         x = torch.where(known, x, torch.zeros_like(x))
@@ -105,16 +101,15 @@ class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
         rows, there = (v.repeat(draws, *[1] * (v.ndim - 1)) for v in (x, known))
         if self.space.layout == "sequence":
             drawn = self._fill_strings(rows, there, label)
-        elif self.boxes is not None:
-            drawn = self._draw_reals(rows, there, label)
         else:
-            drawn = self._join(self.states.sample(label, there=True), self.bins.sample(label, there=True))
+            drawn = self._join(self.states.sample(label, there=True), self._fill_wide(rows.flatten(1), there.flatten(1), label))
         effective = torch.full((draws, len(x)), torch.inf, dtype=torch.float64)
         return Filled(torch.where(there, rows, drawn).view(draws, *x.shape), True, effective, "the model's own conditional")
 
-    def _draw_reals(self, x: Tensor, known: Tensor, label: Tensor) -> Tensor:
-        assert self.boxes is not None
-        return self.bins.quantile(self.boxes.draw(self.bins.cdf(x, label), known, label), label).to(x.dtype)
+    def _fill_wide(self, flat: Tensor, known: Tensor, label: Tensor) -> Tensor:
+        if self.boxes is None:
+            return self.bins.sample(label, there=True)
+        return self.boxes.fill(self.bins, flat[:, self.wide], known[:, self.wide], label)
 
     def _fill_strings(self, x: Tensor, known: Tensor, label: Tensor) -> Tensor:
         """Symbols, which do not depend on each other; and a length that goes with the symbols and the padding that are known."""
@@ -148,22 +143,18 @@ class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
         if self.wide:
             self.bins.fit(self._part(train, self.wide), self._part(valid, self.wide))
         if self.boxes is not None:
-            self.boxes.fit(*self._places(train), *self._places(valid))
+            self.boxes.fit(self.bins, self._part(train, self.wide), self._part(valid, self.wide))
         if self.length is not None:
             self.length.fit(self._lengths(self.length, train), self._lengths(self.length, valid), uniform([self.space.shape[0] + 1]))
-
-    def _places(self, batches: Batches) -> tuple[Tensor, Tensor]:
-        """All examples in the unit cube, by the distribution of each entry, and their labels."""
-        x, given = gather_batches(batches)
-        label = label_of(self.given_space, given, len(x))
-        return self.bins.cdf(x, label), label
 
     def codec(self, given: Tensor | None = None) -> Codec:
         """A codec of batches, whose message is as long as log p says. Raises: UsageError for reals."""
         label = label_of(self.given_space, given, 1 if given is None else len(given))
         if self.space.layout == "sequence":
             return self._string_codec(label)
-        parts = [(which, part.codec(label)) for which, part in ((self.finite, self.states), (self.wide, self.bins)) if which]
+        parts = [(self.finite, self.states.codec(label))] if self.finite else []
+        if self.wide:
+            parts.append((self.wide, self.bins.codec(label) if self.boxes is None else self.boxes.codec(self.bins, label)))
         return columns(*parts).mapped(lambda x: x.flatten(1), lambda flat: flat.view(-1, *self.space.shape))
 
     def _string_codec(self, label: Tensor) -> Codec:

@@ -5,13 +5,14 @@ beyond any number that is stored; one more bin past the limit stands for a missi
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from likely.space import Support
 
-__all__ = ["adaptive_bins", "limit", "log_widths", "padded"]
+__all__ = ["Axes", "adaptive_bins", "limit", "log_widths", "padded"]
 
 _FINEST = 1024  # bins of a real are no narrower than its standard deviation / 1024
 
@@ -81,3 +82,46 @@ def log_widths(edges: Tensor) -> Tensor:
     """Log-width of each bin [entries, M]; the last, of missing cells, counts as one point."""
     width = edges.diff()
     return torch.cat([width[:, :-1], torch.ones_like(width[:, -1:])], 1).log()
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Distribution functions of entries with bins: piecewise linear, so that those of whole numbers are exact at each.
+
+    Attributes:
+        edges: of the bins [D, M + 1].
+        total: P(entry < edge) [D, M + 1].
+        whole: whether an entry is a decimal, whose positions are whole numbers [D].
+    """
+
+    edges: Tensor
+    total: Tensor
+    whole: Tensor
+
+    @classmethod
+    def of(cls, edges: Tensor, mass: Tensor, whole: Tensor) -> "Axes":
+        """Bins [D, M + 1] that have such masses [D, M]."""
+        return cls(edges, torch.nn.functional.pad(mass.cumsum(1), (1, 0)), whole)
+
+    @property
+    def there(self) -> Tensor:
+        """P(entry is not missing) [D]."""
+        return self.total[:, -2]
+
+    def below(self, position: Tensor) -> Tensor:
+        """P(entry < position), [B, D]."""
+        place = (torch.searchsorted(self.edges, position.T.contiguous(), right=True) - 1).clamp(0, self.edges.shape[1] - 2)
+        (low, high), (before, after) = ((v.gather(1, place).T, v.gather(1, place + 1).T) for v in (self.edges, self.total))
+        return before + ((position - low) / (high - low)).clamp(0.0, 1.0) * (after - before)
+
+    def quantile(self, w: Tensor) -> Tensor:
+        """The inverse of `below`, [B, D]."""
+        inner = self.total[:, 1:].contiguous()
+        place = torch.searchsorted(inner, w.T.contiguous(), right=True).clamp_max(inner.shape[1] - 1)
+        (low, high), (before, after) = ((v.gather(1, place).T, v.gather(1, place + 1).T) for v in (self.edges, self.total))
+        return low + ((w - before) / (after - before)).nan_to_num(0.0).clamp(0.0, 1.0) * (high - low)
+
+    def edge_near(self, position: Tensor, low: Tensor) -> Tensor:
+        """Where an axis may be cut near a position, above `low` [D]: anywhere, but between the values of a decimal."""
+        floor = position.floor()
+        return torch.where(self.whole, torch.where(floor > low, floor, floor + 1), position).minimum(self.edges[:, -2])

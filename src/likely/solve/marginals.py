@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from likely.coding import Codec, categorical, piecewise
 from likely.errors import UsageError
-from likely.solve.bins import adaptive_bins, log_widths, padded
+from likely.solve.bins import Axes, adaptive_bins, log_widths, padded
 from likely.solve.counts import Counts, pooled, uniform
 from likely.space import MISSING, Support, from_grid, to_grid
 
@@ -92,29 +92,26 @@ class Bins(nn.Module):
 
     def codec(self, label: Tensor) -> Codec:
         """Raises: UsageError for reals, which have no mass."""
+        return piecewise(self.whole_edges(), self.counts.log_p[label]).mapped(lambda x: self.encode(x).long(), self.decode)
+
+    def whole_edges(self) -> Tensor:
+        """Edges as int64.
+
+        Raises: UsageError for reals, which have no mass.
+        """
         if any(s.kind == "real" for s in self.supports):
             raise UsageError("Real numbers without a grid have a density and cannot be coded.", "Load them with a precision.")
         edges = self.edges.long()
         edges[:, -1] = edges[:, -2] + 1
-        return piecewise(edges, self.counts.log_p[label]).mapped(lambda x: self.encode(x).long(), self.decode)
+        return edges
 
-    def cdf(self, x: Tensor, label: Tensor) -> Tensor:
-        """P(entry < x), in [0, 1), of reals none of which are missing."""
-        place, mass = self.place(x), self.counts.log_p.exp()
-        before = (mass.cumsum(2) - mass)[label[:, None], torch.arange(x.shape[1]), place]
-        low, high = _entrywise(self.edges, place), _entrywise(self.edges, place + 1)
-        within = (x.double() - low) / (high - low)
-        return (before + within * self.counts.log_prob(place, label).exp()).clamp(0.0, 1 - 2.0**-53)
+    def axes(self, label: int) -> Axes:
+        """Distribution functions of the entries, given a label."""
+        return Axes.of(self.edges, self.counts.log_p[label].exp(), self._is_decimal(self.edges))
 
-    def quantile(self, w: Tensor, label: Tensor) -> Tensor:
-        """The inverse of `cdf`."""
-        mass = self.counts.log_p.exp()[:, :, :-1]
-        after = mass.cumsum(2)[label]
-        place = torch.searchsorted(after, w[..., None], right=True)[..., 0].clamp_max(mass.shape[2] - 1)
-        share = mass[label].gather(2, place[..., None])[..., 0]
-        within = (w - after.gather(2, place[..., None])[..., 0] + share) / share
-        low, high = _entrywise(self.edges, place), _entrywise(self.edges, place + 1)
-        return low + within.clamp(0.0, 1.0) * (high - low)
+    def pooled_axes(self, often: Tensor) -> Axes:
+        """Those of all labels together, of so often each [labels]."""
+        return Axes.of(self.edges, torch.einsum("y,yek->ek", often, self.counts.log_p.exp()), self._is_decimal(self.edges))
 
     def place(self, x: Tensor) -> Tensor:
         """Bin of each entry."""
