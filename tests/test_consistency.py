@@ -152,3 +152,21 @@ def test_fit_begins_another_family_and_goes_on_with_the_same(tmp_path):
     tuned = likely.fit(data, "consistency", start=tmp_path / "start", steps=1, rungs=4, progress=False).model
     assert (tuned.config["model"], tuned.rungs, tuned.size) == ("consistency", 4, "tiny")
     assert likely.fit(data, start=tmp_path / "start", steps=1, progress=False).model.config["model"] == "flow-matching"
+    with pytest.raises(UsageError, match="keeps its size"):
+        likely.fit(data, start=tmp_path / "start", size="small", steps=1, progress=False)
+
+
+def test_a_family_that_is_named_is_not_mistaken_for_none(run, tmp_path):
+    """The default family, named, begins from a fitted model as any other does: not at all, where their nets differ."""
+    start, fit = tmp_path / "start", ("fit", "moons", "--steps", 1)
+    assert run(*fit[:2], "flow-matching", *fit[2:], "--size", "tiny", "--out", start)[0] == 0
+    code, _, err = run(*fit[:2], "autoregressive", *fit[2:], "--from", start, "--out", tmp_path / "a")
+    assert (code, "cannot begin from a 'flow-matching'" in err) == (2, True), err
+    code, _, err = run(*fit, "--from", start, "--size", "tiny", "--out", tmp_path / "b")
+    assert (code, "keeps its size" in err) == (2, True), err
+    code, _, err = run(*fit, "--from", start, "--width", 9, "--out", tmp_path / "c")
+    assert (code, "keeps its options: width" in err) == (2, True), err
+    code, out, err = run(*fit, "--from", start, "--out", tmp_path / "d")
+    assert (code, likely.open(tmp_path / "d").config["model"]) == (0, "flow-matching"), err + out
+    code, _, err = run(*fit, "--from", tmp_path / "nowhere")
+    assert (code, "not a stored model" in err) == (4, True), err

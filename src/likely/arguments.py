@@ -144,9 +144,14 @@ def idle(why: str, **options: Any) -> None:
             raise UsageError(f"{why}, so --{name} means nothing.", "Leave one of the two out.")
 
 
-def named_family(model: str, args: list[str]) -> tuple[str, list[str]]:
-    """The family, and its options; where none was named, the first option stands in its place, and the family is the default."""
-    return ("autoregressive", [model, *args]) if model.startswith("--") else (model, args)
+def named_family(model: str | None, args: list[str], start: Path | None) -> tuple[str, list[str]]:
+    """The family, and its options. Where none was named, the first option may stand in its place, and the family is that of `start`,
+    the folder of a model to go on from, or the default."""
+    if model is not None and not model.startswith("--"):
+        return model, args
+    from likely import store
+
+    return store.read_config(start)["model"] if start else "autoregressive", args if model is None else [model, *args]
 
 
 def family_options(args: list[str], model: str) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def compare(
 def fit(
     context: typer.Context,
     data: DataArg,
-    model: Annotated[str, typer.Argument(help="A family: see `likely models`.")] = "autoregressive",
+    model: Annotated[
+        str | None, typer.Argument(help="A family: see `likely models`.", show_default="that of --from, else autoregressive")
+    ] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Budget of wall-clock time; 3 by default.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Or a budget of steps.", show_default=False)] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Or of passes over the training split.", show_default=False)] = None,
@@ -104,7 +106,9 @@ def fit(
     start: Annotated[
         Path | None, typer.Option("--from", help="Go on from a stored model, or begin another family by its weights.", show_default=False)
     ] = None,
-    size: SizeOption = "small",
+    size: Annotated[
+        str | None, typer.Option("--size", help="tiny, small or base: one dial of size.", show_default="small; that of --from")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="measured")] = None,
@@ -125,14 +129,23 @@ def fit(
     import likely
     from likely import families, printing, train
 
-    model, args = named_family(model, context.args)
-    loaded, options = _load(data, given, {**read, **({} if weights is None else {"weights": weights})}), family_options(args, model)
+    family, args = named_family(model, context.args, start)
+    loaded, options = _load(data, given, {**read, **({} if weights is None else {"weights": weights})}), family_options(args, family)
     if "window" in read and "window" not in loaded.card:  # data that are no text have none: it is of the net
         options["window"] = read["window"]
-    out = out or Path("likely-runs") / f"{loaded.name}-{families.slug(model)}"
+    out = out or Path("likely-runs") / f"{loaded.name}-{families.slug(family)}"
     budget = {"minutes": minutes, "steps": steps, "epochs": epochs}
-    how = {"size": size, "seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": numbers, "track": track}
-    run = likely.fit(loaded, model, out=out, start=start, **budget, **how, **options)
+    how = {
+        **({} if size is None else {"size": size}),
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "batch": batch,
+        "lr": lr,
+        "precision": numbers,
+        "track": track,
+    }
+    run = likely.fit(loaded, family, out=out, start=start, **budget, **how, **options)
     if train.is_main_process():
         printing.fitted(run, out)
     train.leave()

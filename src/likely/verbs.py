@@ -47,7 +47,7 @@ def open(folder: str | Path, *, device: str = "cpu") -> Model:
 
 def fit(
     source: Any,
-    model: str | Model = _DEFAULT,
+    model: str | Model | None = None,
     *,
     given: Any = None,
     out: str | Path | None = None,
@@ -58,18 +58,21 @@ def fit(
 
     Args:
         source: a `Data`, or anything that `likely.load` reads.
-        model: a registered name (see `likely.models()`), or a model to continue from.
+        model: a registered name (see `likely.models()`), or a model to continue from; by default that of `start`, else "autoregressive".
         given: what to condition on, such as "label"; p(x) by default.
-        start: a fitted model, or its folder, to go on from; a family other than the default begins from its weights,
-            in its size: their nets must be the same.
+        start: a fitted model, or its folder, to go on from, in its size; another family that is named begins from its
+            weights: their nets must be the same.
         how: budget (`minutes`, `steps` or `epochs`), `size`, `seed`, `device`, ... and the family's own options:
             see `likely.train.fit`.
 
     Returns: a `Run` with `model`, `seconds`, `steps`, `curve`.
     """
+    if "size" in how and (start is not None or isinstance(model, Model)):
+        raise UsageError("A fitted model keeps its size.", "Leave `size` out, or fit anew.")
     data = as_data(source, given=given)
-    if start is not None and isinstance(model, str):
+    if start is not None and not isinstance(model, Model):
         model = _begun(as_model(start), model, how)
+    model = _DEFAULT if model is None else model
     if train.is_main_process():
         for line in data.repeats():
             warnings.warn(line, UserWarning, stacklevel=2)
@@ -79,9 +82,9 @@ def fit(
     return run
 
 
-def _begun(start: Model, name: str, how: dict[str, Any]) -> Model:
+def _begun(start: Model, name: str | None, how: dict[str, Any]) -> Model:
     """The model itself where no other family is asked for; options of the family that is are taken out of `how`."""
-    if name in (_DEFAULT, start.config["model"]):
+    if name in (None, start.config["model"]):
         return start
     own = families.option_names(families.family_class(name))
     return families.tuned_from(start, name, **{option: how.pop(option) for option in list(how) if option in own})
