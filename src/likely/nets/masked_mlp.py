@@ -120,6 +120,7 @@ class MaskedMLP(nn.Module):
         self.register_buffer("begins", begins, persistent=False)
         self.last = MaskedLinear(degree, entry.repeat(out), fixed=True)
         self.register_buffer("degrees", torch.cat([entry + 1, degree, entry.repeat(out)]), persistent=False)
+        self.linears = () if residual else (self.first, *self.blocks, self.last)  # a tuple, for it is asked for at each call
         for p in self.last.parameters():
             nn.init.zeros_(p)
 
@@ -127,8 +128,8 @@ class MaskedMLP(nn.Module):
         """All that the net computes, if that is a perceptron."""
         if self.residual:
             return None
-        parameters = parameters_of((self.first, *self.blocks, self.last))
-        return Perceptron(self.entries, parameters, self.degrees, self.given(given, n), self.dropout if self.training else 0.0)
+        known, dropout = self.given(given, n), self.dropout if self.training else 0.0
+        return Perceptron(self.entries, parameters_of(self.linears), self.degrees, known, dropout)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         plain = self.perceptron(given, len(x))

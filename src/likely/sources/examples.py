@@ -150,7 +150,7 @@ def _conditioned(examples: Examples, options: Options) -> tuple[Examples, dict[s
         first = int((~examples.known).nonzero()[0])
         raise DataError(
             f"{lost} of {len(examples.x)} examples have no label (the first is number {first}).",
-            "Label them, pass missing_labels='drop', or leave `given` out.",
+            "Label them, pass --missing-labels drop (missing_labels=), or leave `given` out.",
         )
     return examples.rows(examples.known), {"dropped_without_label": lost}
 
