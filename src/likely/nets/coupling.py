@@ -50,7 +50,7 @@ class MLPCoupling(nn.Module):
         super().__init__()
         chosen = {"dropout": 0.1, **self.sizes[size], **options}
         embedding, outputs = chosen["width"] if given is not None else None, int(moves.sum()) * out
-        self.out = out
+        self.out, self.conditional = out, given is not None
         self.conditioner = Conditioner(given, chosen["width"])
         self.body = (
             ResMLP(space.dims, outputs, embedding=embedding, zero=True, **chosen)
@@ -61,7 +61,9 @@ class MLPCoupling(nn.Module):
     def perceptron(self, given: Tensor | None, n: int) -> Perceptron | None:
         """All that the net computes, if that is a perceptron."""
         body = self.body
-        return body.perceptron(self.conditioner(given, n)) if isinstance(body, PlainMLP) else None
+        if not isinstance(body, PlainMLP):
+            return None
+        return body.perceptron(self.conditioner(given, n) if self.conditional or given is not None else None)
 
     def forward(self, u: Tensor, given: Tensor | None = None) -> Tensor:
         return self.body(u.flatten(1), self.conditioner(given, len(u))).view(len(u), self.out, -1)
