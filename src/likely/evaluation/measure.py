@@ -4,7 +4,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ __all__ = ["draw", "evaluate", "held_out_bits", "log_prob"]
 
 _ENTRIES = 2**18  # entries (rows x draws x dims) that go through a model at once
 _SECONDS = 60.0  # of scoring, and of drawing: what is done by then counts
-_FEW = 100  # but no fewer test examples than these are scored
+_FEW = 32  # but no fewer test examples than these are scored
 _FIRST = 64  # examples that are drawn before it is known how long one takes
 
 
@@ -93,12 +92,16 @@ def held_out_bits(model: Likelihood, data: Data, *, draws: int | None = None, se
 
 def log_prob(model: Likelihood, split: Split, *, draws: int = 1, seed: int = 0, seconds: float = math.inf) -> LogProb:
     """`model.log_prob` of a split in chunks of bounded memory, the same numbers as at once: of all its examples,
-    or of the first of them, no fewer than 100, if `seconds` are spent before."""
-    rows, begin, parts = max(1, _ENTRIES // (draws * model.space.dims)), time.perf_counter(), []
-    for x, given in _on(device_of(model), split, model, rows):
+    or of the first of them, no fewer than 32, if `seconds` are spent before."""
+    most, begin, parts, done = max(1, _ENTRIES // (draws * model.space.dims)), time.perf_counter(), [], 0
+    rows = most if seconds == math.inf else min(most, _FEW)
+    while not parts or done < len(split):
+        x, given = _on(device_of(model), split.rows(slice(done, done + rows)), model)
         parts.append(model.log_prob(x, given, draws=draws, seed=seed))
-        if time.perf_counter() - begin > seconds and len(parts) * rows >= _FEW:
+        done += len(x)
+        if (spent := time.perf_counter() - begin) > seconds and done >= _FEW:
             break
+        rows = min(most, max(1, _FEW - done, int(done * (seconds / spent - 1)))) if seconds < math.inf else most
     return joined(parts)
 
 
@@ -111,9 +114,10 @@ def joined(parts: list[LogProb]) -> LogProb:
     return LogProb(kind=parts[0].kind, how=parts[0].how, **together)  # type: ignore[arg-type]
 
 
-def _on(device: torch.device, split: Split, model: Likelihood, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    for x, given in split.batches(rows):
-        yield x.to(device), given.to(device) if given is not None and model.given_space is not None else None
+def _on(device: torch.device, rows: tuple[Tensor, Tensor | None], model: Likelihood) -> tuple[Tensor, Tensor | None]:
+    """Examples on a device, and their `given` if the model takes one."""
+    x, given = rows
+    return x.to(device), given.to(device) if given is not None and model.given_space is not None else None
 
 
 def _score(row: Row, model: Likelihood, data: Data, seed: int, seconds: float) -> None:
