@@ -102,7 +102,7 @@ class Flow(Invertible):
         multiscale: images by scales, squeezed; by default those of more than 256 entries.
         layers: couplings or autoregressive maps (per scale, on large images).
         bins: of a spline, or components of a mixture.
-        width, depth: of the nets; depth in residual blocks.
+        width, depth: of the nets; depth in residual blocks. Those of large images are convolutional: 32 channels wide if small.
         residual: else a block of a net is one matrix and a ReLU, and on a CPU a layer is compiled as a whole: several times
             as fast with affine maps. Vectors only.
         dropout: in the nets, while training; none by default on up to 8 entries, where it blurs sharp edges, and of an inverse.
@@ -167,10 +167,13 @@ class Flow(Invertible):
         sized = self.options(size, layers=layers, bins=bins, width=width, depth=depth, dropout=dropout)
         self._layers, self._bins = sized.pop("layers"), sized.pop("bins")
         self._transform = _TRANSFORMS[transform](self._bins)
+        scales = structure == "coupling" and (math.prod(shape) > _VECTOR_UP_TO if multiscale is None else multiscale) and len(shape) == 3
+        if scales:  # convolutional nets, whose sizes are their own
+            sized = {name: v for name, v in (("width", width), ("depth", depth), ("dropout", dropout)) if v is not None}
         self._net = {"size": size, "given": given, **sized}
         self._residual = residual
         self._structure, self._mixing, self._masks, self._normalise = structure, _MIXINGS[mixing], masks, normalise
-        if structure == "coupling" and (math.prod(shape) > _VECTOR_UP_TO if multiscale is None else multiscale) and len(shape) == 3:
+        if scales:
             body = self._image(shape)
         elif multiscale and structure != "coupling":
             raise UsageError(f"A flow of the structure '{structure}' has no scales.", "Those of couplings have: --structure coupling.")

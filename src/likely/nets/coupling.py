@@ -92,7 +92,7 @@ class ConvCoupling(nn.Module):
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"width": 16, "depth": 1},
-        "small": {"width": 48, "depth": 1},
+        "small": {"width": 32, "depth": 1},
         "base": {"width": 128, "depth": 3},
     }
     places: Tensor
