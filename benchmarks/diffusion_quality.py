@@ -4,7 +4,7 @@ Every library gets the digits of `arrays.py`, 8x8. Samples are judged against te
 and by the accuracy of a support vector machine (Gaussian kernel, 5 folds, as many samples as test images, the mean over disjoint sets of
 samples); training images stand beside as the floor. Ours draw by their default sampler, theirs in 50 DDIM steps.
 Beside it stands what ours say of the likelihood of test images. `--shortcuts` sets our default sampler in 10 calls beside 50 DDIM steps
-of the same model, both from the same noise.
+of the same model, both from the same noise, and draws by `meanflow` in one call, two and four.
 """
 
 import math
@@ -68,7 +68,7 @@ def judged(drawn: Tensor, real: Tensor) -> dict[str, float]:
 
 def trained(data: Any, name: str, seconds: float, seed: int, **chosen: Any) -> tuple[Any, dict[str, Any]]:
     """A run of so many CPU seconds, and what is to be said of it."""
-    # forward derivatives of meanflow are in float32; a fit in minutes measures bf16 as faster for the others
+    # meanflow learns small differences, in float32; a fit in minutes measures bf16 as faster for the others
     how = {"threads": 1, "precision": "float32" if name == "meanflow" else "bf16", **chosen}
     start = time.process_time()
     run = fit_within(data, name, seconds, seed=seed, **how)
@@ -152,11 +152,22 @@ def shortcuts(model: Any, real: Tensor, seed: int, samples: int) -> dict[str, An
     return {"calls": 10, "ddim_calls": 50, "samples": samples, **compared(drawn(steps=10), drawn(sampler="ddim", steps=50), real, seed)}
 
 
+def leaps(model: Any, real: Tensor, seed: int, samples: int) -> dict[str, Any]:
+    """Energy distances to real images of examples in one call, two and four."""
+    found: dict[str, Any] = {"samples": samples}
+    for calls in (1, 2, 4):
+        torch.manual_seed(seed)
+        found[str(calls)] = energy(model.sample(samples, steps=calls).flatten(1).float(), real.flatten(1).float())
+    return found
+
+
 def main() -> None:
     parser = options(__doc__ or "", seconds=120)
     parser.add_argument("--libraries", default=";".join((*OURS, *PEERS)), help="separated by semicolons")
     parser.add_argument("--samples", type=int, default=360)
-    parser.add_argument("--shortcuts", type=int, default=2000, help="samples of `diffusion` by 10 calls and by 50; 0 for none")
+    parser.add_argument(
+        "--shortcuts", type=int, default=2000, help="samples of `diffusion` by 10 calls and by 50, of `meanflow` by 1; 0 for none"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data, how = data_of(split("digits")), (arguments.seconds, arguments.seed, arguments.samples)
@@ -166,6 +177,8 @@ def main() -> None:
         model, found = (None, theirs(data, name, *how)) if name in PEERS else ours(data, name, *how)
         if model is not None and name == "diffusion" and arguments.shortcuts:
             found["shortcuts"] = shortcuts(model, data.test.x, arguments.seed, arguments.shortcuts)
+        if model is not None and name == "meanflow" and arguments.shortcuts:
+            found["leaps"] = leaps(model, data.test.x, arguments.seed, arguments.shortcuts)
         emit("diffusion_quality", {"library": name, **found, **shared})
 
 

@@ -273,6 +273,11 @@ def diffusion_quality():
             f"{s['ddim_calls']} steps: {s['many']:.4f}; {s['samples']} samples of each from the same noise. "
             f"The difference is {s['gap']:.4f}, its standard error by a paired bootstrap {s['gap_stderr']:.4f}."
         )
+    if leaps := [r["leaps"] for r in found if r["budget_cpu_seconds"] == budget and "leaps" in r]:
+        said = (f"{calls}: {spread_of([s[calls] for s in leaps], 4)}" for calls in ("1", "2", "4"))
+        parts.append(
+            f"`meanflow` by calls of its net, {leaps[0]['samples']} samples, mean and deviation over {len(leaps)} seeds: {'; '.join(said)}."
+        )
     return "\n\n".join(parts)
 
 

@@ -278,7 +278,17 @@ class Traced(ABC):
 
 
 class Tuned(ABC):
-    """Learns from a fitted model whose weights it begins from."""
+    """Learns from a fitted model whose weights it begins from.
+
+    Class data:
+        share: of the budget that fitting its own teacher gets.
+    """
+
+    share: ClassVar[float] = 0.5
+
+    def first(self) -> Model | None:
+        """Its own teacher, to be fitted before it; None for a family that has to be given one, or a model that needs none."""
+        return None
 
     @abstractmethod
     def learn_from(self, teacher: Model) -> None:

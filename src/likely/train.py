@@ -22,7 +22,7 @@ from torch import Tensor
 from likely import families, store
 from likely.dataset import Data
 from likely.errors import TrainingError, UsageError
-from likely.model import ClosedForm, Combined, Model, Phase, Weighted
+from likely.model import ClosedForm, Combined, Model, Phase, Tuned, Weighted
 from likely.noise import row_hash, seeded
 from likely.space import Space
 from likely.training.budget import Budget
@@ -51,6 +51,12 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Everything but the model, as stored in `run.json`."""
         return {name: value for name, value in vars(self).items() if name != "model"}
+
+    def then(self, after: "Run") -> "Run":
+        """This run and the one that went on from it, as one."""
+        later = [{**r, "step": r["step"] + self.steps, "seconds": r["seconds"] + self.seconds} for r in after.curve]
+        totals = {name: getattr(self, name) + getattr(after, name) for name in ("seconds", "cpu_seconds", "steps")}
+        return replace(after, **totals, curve=self.curve + later)
 
 
 def fit(
@@ -114,19 +120,24 @@ def fit(
     settings = Settings(seed, recipe, precision, threads, checkpoint_seconds, folder)
     title = model.config.get("model", type(model).__name__)
     shown = Progress(title, progress if callable(progress) else None, bool(progress) and accelerator.is_main_process)
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     try:
         with seeded(step_seed(seed, 0, 0)):
+            how = {"seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": precision}
+            part = partial(fit, progress=progress, checkpoint_seconds=checkpoint_seconds, **how)
             if isinstance(model, Combined):
-                how = {"seed": seed, "device": device, "threads": threads, "batch": batch, "lr": lr, "precision": precision}
-                part = partial(fit, progress=progress, checkpoint_seconds=checkpoint_seconds, **how)
                 run = _combine(model, data, partial(_share, budget, epochs), part, settings, accelerator)
             elif isinstance(model, ClosedForm):
                 run = _solve(model, data, settings, accelerator.is_main_process, weights)
             else:
-                run = _train(Trainer(model, data, budget, settings, accelerator, gather), shown)
+                before = _taught(model, data, budget, partial(part, data), settings)
+                if before and before.stopped == "interrupted":
+                    _store(run := replace(before, model=model), data, folder, accelerator.is_main_process)
+                    return run
+                left = budget.less(before.steps, before.seconds) if before else budget
+                run = _train(Trainer(model, data, left, settings, accelerator, gather), shown, before)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
         for tracker in accelerator.trackers:
             tracker.finish()
     return run
@@ -143,8 +154,22 @@ def _weights(data: Data, model: Model, passed: Tensor | None) -> Tensor | None:
     return weights
 
 
-def _train(trainer: Trainer, progress: Progress) -> Run:
-    """Run the loop and store what it leaves, also where it fails for good."""
+def _taught(model: Model, data: Data, budget: Budget, part: Callable[..., Run], settings: Settings) -> Run | None:
+    """The run of a model's own teacher, if it has one, on its share of the budget and in a folder of its own."""
+    teacher = model.first() if isinstance(model, Tuned) else None
+    if not (isinstance(model, Tuned) and teacher):
+        return None
+    if budget.seconds is not None:
+        share: dict[str, Any] = {"minutes": budget.seconds * model.share / 60}
+    elif not (share := {"steps": int((budget.steps or 0) * model.share)})["steps"]:
+        return None
+    run = part(teacher, out=settings.folder / "teacher" if settings.folder else None, **share)
+    model.learn_from(run.model)
+    return run
+
+
+def _train(trainer: Trainer, progress: Progress, before: Run | None = None) -> Run:
+    """Run the loop and store what it leaves, also where it fails for good; a teacher's run `before` counts as a part of it."""
     failure = None
     try:
         stopped = trainer.run(progress)
@@ -153,11 +178,14 @@ def _train(trainer: Trainer, progress: Progress) -> Run:
     state = trainer.state
     model = trainer.weights.shadow.to("cpu").requires_grad_(True)
     run = Run(model, trainer.budget.elapsed, state.cpu_seconds, state.step, trainer.settings.seed, state.curve, str(trainer.pace), stopped)
+    run = before.then(run) if before else run
     _store(run, trainer.data, trainer.settings.folder, trainer.ranks.is_main_process)
     if failure:
         raise failure
     if trainer.checkpoints and stopped != "interrupted":
         trainer.checkpoints.clear()
+        if before and trainer.ranks.is_main_process:
+            store.remove(trainer.checkpoints.folder.parent / "teacher")
     return run
 
 

@@ -2,33 +2,39 @@ r"""MeanFlow: the average velocity between two times, so that one call of the ne
 
     z_t = (1 - t) e + t eps,     u(z_t, r, t) = 1 / (t - r) int_r^t v(z_tau, tau) dtau,     z_r = z_t - (t - r) u(z_t, r, t)
 
-No path is solved in training: differentiating (t - r) u = int v along the path gives an identity that holds at every point of it,
+The integral of an interval is that of its parts: with any time m between r and t
 
-    u = v - (t - r) du/dt,     du/dt = v . grad_z u + du/dt|_z
+    (t - r) u(z_t, r, t) = (t - m) u(z_t, m, t) + (m - r) u(z_m, r, m)
 
-whose right side, with the velocity eps - e of the example at hand for v and the net itself for u, is the target (held fixed). The
-total derivative, along (v, 0, 1), is a central difference of two calls. In most of each batch r = t, where u = v and no derivative is
-needed: plain flow matching, which the other times rest on. Errors are weighed by 1 / (error + c), for targets of long times are noisy.
+where all three points lie on one path. This is what is trained, its right side held fixed: the first part, of at most 1 / rungs, is a step
+of Heun's method by the velocity v, the second what the net says of the rest of the way. As m -> t it is the identity of the first
+MeanFlow, u = v - (t - r) du/dt, without its derivative, and without its noise if v is right: a velocity eps - e of one example is right
+on average, but scatters as the data do.
+
+So a run has two parts. In the first r = t, where u = v: plain flow matching, |u(z_t, t, t) - (eps - e)|^2. Its averaged weights then stand
+still and say v, while the net, which begins from them, learns intervals. A net without such a teacher takes its own u(z, t, t) for v.
 
 u(z, t, t) is the velocity itself, so that the model has all of `denoising`: its solvers, its latent, its likelihood, which is that of the
 differential equation and not of one call.
 
 References:
     | Mean flows for one-step generative modeling (Geng et al., 2025) | https://arxiv.org/abs/2505.13447
-    | Transition models (the derivative by a difference; Wang et al., 2025) | https://arxiv.org/abs/2509.04394
+    | SplitMeanFlow: interval splitting consistency in few-step generative modeling (Guo et al., 2025) | https://arxiv.org/abs/2507.16884
+    | How to build a consistency model: learning flow maps via self-distillation (Boffi et al., 2025) | https://arxiv.org/abs/2505.18825
 """
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from likely.denoising import Plan, See
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Likelihood, Recipe
+from likely.model import Likelihood, Model, Recipe, Tuned
 from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise
@@ -40,21 +46,21 @@ from likely.space import Space
 
 __all__ = ["MeanFlow"]
 
-_SLACK = 1e-3  # c of the weight, per entry
-_STEP = 2e-3  # in time, of the difference: where what single precision rounds off is as little as what the third derivative adds
+_NEAR = 1e-6  # in time, as good as nothing
 
 
-class MeanFlow(PartlyKnown, Likelihood):
+class MeanFlow(PartlyKnown, Likelihood, Tuned):
     """Average velocities; examples in one call of the net.
 
     Args:
-        instant: share of each batch that learns the velocity itself, r = t.
+        instant: share of each batch that learns the velocity itself, r = t; 1 is plain flow matching.
+        rungs: steps by the velocity that a path would take.
         tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
 
     summary = "average velocities: examples in one call of the net; likelihood by the ODE"
-    recipe = Recipe(lr=2e-3, ema=0.995, batch=64, bf16=False, patience=0)  # the loss is weighed to one: its least says nothing
+    recipe = Recipe(lr=4e-3, ema=0.995, batch=64, bf16=False, patience=0)  # the loss measures agreement with itself, not examples
     net_role = "denoiser"
     usual: ClassVar[tuple[str, int]] = ("meanflow", 1)
     bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "heun", "steps": 32}
@@ -65,33 +71,49 @@ class MeanFlow(PartlyKnown, Likelihood):
         *,
         given: Space | None = None,
         size: str = "small",
-        instant: float = 0.75,
+        instant: float = 0.1,
+        rungs: int = 16,
         tolerance: float | None = None,
         net: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size, tolerance=tolerance)
         if space.layout == "columns":
-            self.recipe = replace(self.recipe, batch=256)
-        self.instant = instant
+            self.recipe = replace(self.recipe, lr=2e-3, batch=256)
+        if rungs < 2:
+            raise UsageError(f"Got rungs={rungs}.", "The least is two.")
+        self.instant, self.rungs = instant, rungs
+        self._teacher: list[nn.Module] = []
         self.lift = Lift(space, few=0)
         self.schedule = Straight(self.lift.log_snr).schedule
-        options = {"dropout": 0.0, **options}  # the derivative and the call that it corrects would drop other units
+        options = {"dropout": 0.0, **options}  # the two sides of the identity would drop other units
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, times=2, **options)
 
+    def first(self) -> Model | None:
+        """A copy that learns the velocity alone; of one that does nothing else, none."""
+        if self.instant == 1:
+            return None
+        teacher = copy.deepcopy(self)
+        teacher.instant, teacher._teacher = 1.0, []
+        teacher.config = {**self.config, "options": {**self.config.get("options", {}), "instant": 1.0}}
+        return teacher
+
+    def learn_from(self, teacher: Model) -> None:
+        """Follow the velocity of a fitted copy, whose weights are begun from; it is no part of the model, and is not stored with it."""
+        net = teacher.get_submodule("net")
+        self.net.load_state_dict(net.state_dict())
+        self._teacher = [copy.deepcopy(net).eval().requires_grad_(False)]
+
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
-        """|u - (v - (t - r) du/dt)|^2 of each example, the mean over its entries, under its weight."""
+        """How far the two sides of the identity differ, |.|^2 of each example, the mean over its entries."""
         e, _ = self.lift(x, Noise(x))
         eps = torch.randn_like(e)
         t, r = self._times(len(e), e.device)
-        velocity = eps - e
-        z = e + expand_like(t, e) * velocity
-        target, far = velocity.clone(), r < t
-        if far.any():
-            derivative = self._total_derivative(z[far], velocity[far], r[far], t[far], None if given is None else given[far])
-            target[far] -= expand_like(t - r, e)[far] * derivative
-        error = (self.average(z, r, t, given) - target).square().flatten(1).mean(1)
-        return error / (error.detach() + _SLACK)
+        z, target = torch.lerp(e, eps, expand_like(t, e)), eps - e
+        rows = (r < t) | bool(self._teacher)  # a velocity is learnt from examples, or from the teacher
+        if rows.any():
+            target[rows] = self._joined(z[rows], r[rows], t[rows], None if given is None else given[rows])
+        return (self.average(z, r, t, given) - target).square().flatten(1).mean(1)
 
     def _times(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(t, r), r <= t, each [n]: the larger and the smaller of two uniform times, and equal in a share of them."""
@@ -100,17 +122,25 @@ class MeanFlow(PartlyKnown, Likelihood):
         return t, torch.where(torch.rand(n, device=device) < self.instant, t, r)
 
     @torch.no_grad()
-    def _total_derivative(self, z: Tensor, velocity: Tensor, r: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
-        """du/dt along the path, [B, ...], by a central difference; without gradients, which in training flow through `average` alone."""
-        both = torch.cat([z + _STEP * velocity, z - _STEP * velocity])
-        given = None if given is None else given.repeat(2, *[1] * (given.ndim - 1))
-        after, before = self.average(both, r.repeat(2), torch.cat([t + _STEP, t - _STEP]), given).chunk(2)
-        return (after - before) / (2 * _STEP)
+    def _joined(self, z: Tensor, r: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        """u(z_t, r, t) of two parts: a step of Heun's method by velocities, and what the net says of the rest of the way, if any is."""
+        m = torch.maximum(r, t - 1 / self.rungs)
+        step, share = expand_like(t - m, z), expand_like((m - r) / (t - r).clamp_min(_NEAR), z)
+        slope = self._velocity(z, t, given)
+        slope = (slope + self._velocity(z - step * slope, m, given)) / 2
+        return slope.lerp(self.average(z - step * slope, r, m, given), share)
+
+    @torch.no_grad()
+    def _velocity(self, z: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        """v(z_t, t) by the teacher, or where there is none by the net itself."""
+        return self._said(self._teacher[0].to(z.device) if self._teacher else self.net, z, t, t, given)
 
     def average(self, z: Tensor, r: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
         """u(z_t, r, t), z [B, ...] at times t [B] of the straight path, r [B] <= t."""
-        scale = torch.hypot(1 - t, t)
-        return self.net(z / expand_like(scale, z), torch.stack([t, t - r], 1), given).to(z)
+        return self._said(self.net, z, r, t, given)
+
+    def _said(self, net: nn.Module, z: Tensor, r: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        return net(z / expand_like(torch.hypot(1 - t, t), z), torch.stack([t, t - r], 1), given).to(z)
 
     def plan(self, sampler: str | None, steps: int | None, grid: str, guidance: float, options: dict[str, Any]) -> Plan:
         """Leaps by average velocities, evenly in time, unless another sampler is asked for."""

@@ -34,6 +34,12 @@ class Budget:
             return cls(seconds=60.0 * value)
         return cls(steps=int(value) if name == "steps" else math.ceil(value * examples / batch))
 
+    def less(self, steps: int, seconds: float) -> "Budget":
+        """What is left of it after so many steps and seconds; one step, or a tenth of the time, in any case."""
+        if self.seconds is not None:
+            return Budget(seconds=max(0.1 * self.seconds, self.seconds - seconds))
+        return Budget(steps=max(1, (self.steps or 0) - steps))
+
     def start(self) -> None:
         self.started = time.perf_counter()
 
