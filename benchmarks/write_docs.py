@@ -274,10 +274,8 @@ def diffusion_quality():
             f"The difference is {s['gap']:.4f}, its standard error by a paired bootstrap {s['gap_stderr']:.4f}."
         )
     if leaps := [r["leaps"] for r in found if r["budget_cpu_seconds"] == budget and "leaps" in r]:
-        said = (f"{calls}: {spread_of([s[calls] for s in leaps], 4)}" for calls in ("1", "2", "4"))
-        parts.append(
-            f"`meanflow` by calls of its net, {leaps[0]['samples']} samples, mean and deviation over {len(leaps)} seeds: {'; '.join(said)}."
-        )
+        said = [f"{word} {spread_of([s[calls] for s in leaps], 4)}" for word, calls in (("in one call", "1"), ("two", "2"), ("four", "4"))]
+        parts.append(f"`meanflow`, {leaps[0]['samples']} samples, over seeds ({len(leaps)}): energy distance {', '.join(said)}.")
     return "\n\n".join(parts)
 
 
