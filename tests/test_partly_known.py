@@ -9,6 +9,7 @@ from torch import nn
 import likely
 from likely import families
 from likely.errors import UsageError
+from likely.nets.partial import Shown
 from likely.solve.partial import pinned, random_known
 from likely.solve.posterior import Lift
 from likely.space import Space, Support
@@ -72,9 +73,26 @@ def test_what_is_known_costs_nothing_in_training(name):
     x = torch.randint(0, 4, (64, *GRID.shape))
     e, _ = model.lift(x, likely.noise.Noise(x))
     u = torch.linspace(0.02, 0.98, 64)
-    alike = model._term(e, x, e, torch.randn_like(e), u)
+    alike = model._term(e, x, Shown(e), torch.randn_like(e), u)
     free = model._term(e, x, None, torch.randn_like(e), u)
     assert alike.abs().max() < 0.02 * free.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("flow-matching", {}), ("score", {}), *[("score", {"objective": word}) for word in ("likelihood", "sliced", "explicit")]],
+)
+def test_what_is_known_has_no_gradient_in_training(name, options, monkeypatch):
+    """Of an example that is shown whole nothing is learnt; of one that is shown in part, from what is unknown alone."""
+    model, x = perturbed(name, Space.reals(3), **options).train(), torch.randn(16, 3)
+    monkeypatch.setattr("likely.partly_known.random_known", lambda space, n, device: torch.ones(n, 3, dtype=torch.bool))
+    assert model(x).abs().max() == 0
+    monkeypatch.setattr("likely.partly_known.random_known", lambda space, n, device: torch.tensor([True, False, True]).expand(n, 3))
+    said = []
+    model.net.register_forward_hook(lambda net, told, out: said.append(out) or out.retain_grad())
+    model(x).sum().backward()
+    assert said[0].grad[:, [0, 2]].abs().max() == 0
+    assert said[0].grad[:, 1].abs().min() > 0
 
 
 # --- with nothing known it is any other model --------------------------------------------------------
@@ -85,7 +103,7 @@ def test_nothing_known_is_nothing_given(space):
     model = perturbed("diffusion", space)
     z = torch.randn(4, *model.lift.space.shape)
     t = torch.full((4,), 0.4)
-    nothing = model.posterior(z, t, torch.full_like(z, math.nan))
+    nothing = model.posterior(z, t, Shown(torch.full_like(z, math.nan)))
     assert torch.equal(model.posterior(z, t, None).mean, nothing.mean)
     space.check(model.sample(3, steps=3))
     assert model.train()(model.eval().sample(6, steps=3)).isfinite().all()
@@ -103,7 +121,7 @@ def test_bounds_latents_and_codes_are_of_whole_examples():
 # --- fills -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["diffusion", "vdm", "ddpm"])
+@pytest.mark.parametrize("name", ["diffusion", "vdm", "ddpm", "score", "flow-matching"])
 def test_known_entries_come_back_to_the_bit_and_what_is_unknown_is_not_looked_at(name):
     model, x = perturbed(name), torch.randint(0, 4, (6, *GRID.shape))
     known = torch.rand(6, *GRID.shape) < 0.5
@@ -147,37 +165,61 @@ class PerfectlyTold(nn.Module):
     def __init__(self, model, covariance) -> None:
         super().__init__()
         self.level, self.covariance, self.where = model.level, covariance, nn.Parameter(torch.zeros(1))
+        self.kind, self.path = model.config["model"], getattr(model, "path", None)
 
     def forward(self, z, t, known=None):
         alpha, sigma = (v[:, :1].double() for v in self.level(t, z))
         mean, var = torch.zeros_like(z).double(), torch.ones_like(z).double()
+        known, given = known if isinstance(known, Shown) else (None, known)
         for i in range(len(z)):
             c, m = self.covariance, torch.zeros(3).double()
+            if given is not None:  # a label moves the mean of all entries
+                m = m + given[i].double()
             if known is not None and not known[i, 0].isnan():
                 gain = c[:, 0] / c[0, 0]
-                c, m = c - gain[:, None] * c[None, 0], gain * known[i, 0].double()
+                c, m = c - gain[:, None] * c[None, 0], m + gain * (known[i, 0].double() - m[0])
             k = alpha[i] * c @ torch.linalg.inv(alpha[i] ** 2 * c + sigma[i] ** 2 * torch.eye(3).double())
             mean[i], var[i] = m + k @ (z[i].double() - alpha[i] * m), (c - alpha[i] * k @ c).diagonal().clamp_min(1e-12)
+        if self.path is not None:  # of flow matching: from the example through z to its noise
+            s = self.path.noise(t, z).double()
+            return (self.path.span / s * (z * torch.hypot(1 - s, s) - mean)).to(z)
         velocity = (alpha * z - mean) / sigma
-        return torch.stack([velocity, (var / sigma**2).log()], 2).flatten(1).to(z)
+        return (torch.stack([velocity, (var / sigma**2).log()], 2).flatten(1) if self.kind == "diffusion" else velocity).to(z)
 
 
-def test_fills_by_a_perfect_net_have_the_closed_form_moments():
-    model = perturbed("diffusion", Space.reals(3))
+def test_what_is_shown_goes_beside_what_is_given_and_neither_stands_for_the_other():
+    model = perturbed("diffusion", Space.reals(3), given=Space.label(2))
+    z, t, y = torch.randn(4, 3), torch.full((4,), 0.4), torch.tensor([[0], [1], [0], [1]])
+    known = torch.tensor([0.3, math.nan, math.nan]).expand(4, -1)
+    both, shown_only_one = model.posterior(z, t, Shown(known, y)).mean, model.posterior(z, t, Shown(known, y.flip(0))).mean
+    assert torch.equal(both[:, 0], known[:, 0])
+    assert not torch.equal(both[:, 1:], shown_only_one[:, 1:])
+    assert not torch.equal(model.posterior(z, t, y).mean[:, 1:], both[:, 1:])
+    with pytest.raises(UsageError, match="no `given` was passed"):
+        model.posterior(z, t, Shown(known))
+
+
+@pytest.mark.parametrize("name", ["diffusion", "score", "flow-matching"])
+@pytest.mark.parametrize("label", [None, 1])
+def test_fills_by_a_perfect_net_have_the_closed_form_moments(name, label):
+    """Alone, and beside a label that is the mean of all entries."""
+    model = perturbed(name, Space.reals(3), given=None if label is None else Space.label(2))
     covariance = torch.tensor([[1.0, 0.8, 0.5], [0.8, 1.0, 0.3], [0.5, 0.3, 1.0]], dtype=torch.float64)
     model.net = PerfectlyTold(model, covariance)
     x, known = torch.tensor([[1.2, 0.0, 0.0]]), torch.tensor([[True, False, False]])
-    drawn = model.fill(x, known, draws=400, steps=16).x[:, 0, 1:].double()
-    gain = covariance[1:, 0]
+    given, draws = None if label is None else torch.tensor([[label]]), 400
+    drawn = model.fill(x, known, given, draws=draws, steps=16).x[:, 0, 1:].double()
+    gain, mean = covariance[1:, 0], float(label or 0)
     spread = covariance[1:, 1:] - gain[:, None] * gain
-    assert ((drawn.mean(0) - 1.2 * gain).abs() < 4 * (spread.diagonal() / 400).sqrt()).all()
+    assert ((drawn.mean(0) - mean - (1.2 - mean) * gain).abs() < 4.5 * (spread.diagonal() / draws).sqrt()).all()
     assert ((drawn.T.cov() - spread).abs() < 0.25).all()
 
 
-def test_a_net_that_learns_to_inpaint_comes_near_the_conditional_law():
+@pytest.mark.parametrize("name", ["diffusion", "flow-matching", pytest.param("score", marks=pytest.mark.slow)])
+def test_a_net_that_learns_to_inpaint_comes_near_the_conditional_law(name):
     torch.manual_seed(0)
     mixing = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
-    model = families.build("diffusion", Space.reals(2), size="tiny", inpaint=True, net="plain")
+    model = families.build(name, Space.reals(2), size="tiny", inpaint=True, net="plain")
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     falling = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=350)
     for _ in range(350):
@@ -199,8 +241,10 @@ def test_a_net_that_learns_to_inpaint_comes_near_the_conditional_law():
 
 
 def test_what_cannot_be_is_one_clear_line():
-    with pytest.raises(UsageError, match="and of nothing else"):
-        families.build("diffusion", GRID, size="tiny", inpaint=True, given=Space.label(2))
+    with pytest.raises(UsageError, match="whatever is known of them"):
+        families.build("flow-matching", GRID, size="tiny", inpaint=True, coupling="ot")
+    with pytest.raises(UsageError, match="unconditional"):
+        perturbed("diffusion").sample(2, torch.zeros(2, 1, dtype=torch.int64), steps=2)
     plain = families.build("diffusion", GRID, size="tiny")
     x = torch.zeros(1, *GRID.shape, dtype=torch.int64)
     with pytest.raises(UsageError, match="--inpaint"):

@@ -21,6 +21,7 @@ from likely.errors import UsageError, nearest
 from likely.model import Model, Traced, Varied, evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.known import Knowledge
+from likely.nets.partial import Told
 from likely.noise import Noise
 from likely.probability_flow import ProbabilityFlow
 from likely.solve.denoise import Denoise, Watched
@@ -58,8 +59,9 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
     gaussian: bool = True
 
     @abstractmethod
-    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
-        """p(e | z_t), z [B, *lifted shape] of variance-preserving scale at times t [B]."""
+    def posterior(self, z: Tensor, t: Tensor, given: Any) -> Posterior:
+        """p(e | z_t), z [B, *lifted shape] of variance-preserving scale at times t [B]; `given` is a tensor, None, or what is shown
+        to a model that learns to inpaint."""
 
     def level(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) of the variance-preserving scale, t [B], to broadcast over `like` [B, ...]."""
@@ -74,10 +76,10 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
         """The schedule's own scale over the variance-preserving one, (alpha^2 + sigma^2)^(1/2), to broadcast over `like`."""
         return expand_like(torch.hypot(*self.schedule(t.double())).to(like), like)
 
-    def denoiser(self, given: Tensor | None, guidance: float = 1.0) -> Denoise:
+    def denoiser(self, given: Told, guidance: float = 1.0) -> Denoise:
         """What samplers call: z on the schedule's own scale and t [B] -> mean and variance of the clean example."""
 
-        def under(condition: Tensor | None) -> Denoise:
+        def under(condition: Told) -> Denoise:
             def denoise(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
                 posterior = self.posterior(z / self.scale(t, z), t, condition)
                 return posterior.mean, posterior.var
@@ -92,7 +94,7 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
             raise UsageError("This model has not learnt to do without what it is given, as guidance asks.", "Fit it with --drop 0.1.")
         return classifier_free(under(given), under(None), self.schedule, guidance)
 
-    def decoded(self, z: Tensor, t: Tensor, given: Tensor | None, guidance: float = 1.0) -> Tensor:
+    def decoded(self, z: Tensor, t: Tensor, given: Told, guidance: float = 1.0) -> Tensor:
         """Draws from p(x | z_t), z on the schedule's own scale; under guidance linear in the mean and in the log-mass of levels."""
         z = z / self.scale(t, z)
         posterior = self.posterior(z, t, given)

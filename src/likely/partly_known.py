@@ -3,9 +3,9 @@ r"""What models of noisy data do alike with an example of which a part is known:
 Any of them can, by walks from noise that are held to what is known (`solve.inpainting`): approximations, one of which is exact for Gaussian
 data. One that has learnt to (`inpaint`) is shown what is known, beside the noise, and draws from the conditional that it has learnt:
 
-    p(e | z_t, e_known)        trained on parts at random (`solve.partial`); of every second example nothing is shown, p(e | z_t)
+    p(e | z_t, e_known, given)    trained on parts at random (`solve.partial`); of every second example nothing is shown, p(e | z_t, given)
 
-What it is shown stands where the condition of a conditional model does, as a lifted example, NaN where it is unknown. Known entries
+What it is shown goes beside whatever else is given, as a lifted example, NaN where it is unknown. Known entries
 cost nothing in the loss. With none, the bound, samplers, latents and codes are those of any other model.
 
 References:
@@ -24,7 +24,7 @@ from likely.denoising import CHUNK, Denoising, rows
 from likely.errors import UsageError, nearest
 from likely.model import Fillable, Filled, evaluating
 from likely.nets import net as build_net
-from likely.nets.partial import PartlyShown
+from likely.nets.partial import PartlyShown, Shown, Told
 from likely.noise import Noise
 from likely.solve.inpainting import INPAINTERS
 from likely.solve.partial import pinned, random_known
@@ -41,7 +41,7 @@ class PartlyKnown(Denoising, Fillable, ABC):
     """Draws entries given others.
 
     Attributes:
-        inpaint: whether it learns to. What is `given` to such a model is what is known of lifted examples, NaN elsewhere.
+        inpaint: whether it learns to. Its net may be told what is known of lifted examples, `Shown`, beside what is given.
     """
 
     inpaint: bool = False
@@ -53,19 +53,22 @@ class PartlyKnown(Denoising, Fillable, ABC):
         space, axis = self.lift.space, 2 if self.lift.space.layout == "set" else 1
         if not self.inpaint:
             return build_net(space, "denoiser", self.size, word=word, given=given, out=out, **options)
-        if given is not None:
-            raise UsageError("A model that learns to inpaint is told of the example itself, and of nothing else.", "Leave out --given.")
-        return PartlyShown(build_net(space, "denoiser", self.size, word=word, out=out, extra=space.shape[axis - 1], **options), axis)
+        extra = space.shape[axis - 1]
+        return PartlyShown(build_net(space, "denoiser", self.size, word=word, given=given, out=out, extra=extra, **options), axis)
 
-    def shown(self, e: Tensor, given: Tensor | None) -> Tensor | None:
-        """What is `given` in training: of a model that learns to inpaint, entries at random of lifted examples e."""
+    def shown(self, e: Tensor, given: Tensor | None) -> Told:
+        """What the net is told in training: if the model learns to inpaint, entries at random of lifted examples e, too."""
         if not self.inpaint:
             return given
-        return e.masked_fill(~self.lift.entries_of(random_known(self.space, len(e), e.device)), math.nan)
+        return Shown(e.masked_fill(~self.lift.entries_of(random_known(self.space, len(e), e.device)), math.nan), given)
 
-    def heeding(self, posterior: Posterior, given: Tensor | None) -> Posterior:
-        """A posterior that has the entries which are given, if the model learns to inpaint."""
-        return pinned(self.lift, posterior, given) if self.inpaint and given is not None else posterior
+    def heeding(self, posterior: Posterior, told: Told) -> Posterior:
+        """A posterior that has the entries which are shown."""
+        return pinned(self.lift, posterior, told.known) if isinstance(told, Shown) else posterior
+
+    def unknown(self, v: Tensor, told: Told) -> Tensor:
+        """v where nothing is shown, 0 elsewhere: what is known costs nothing."""
+        return told.unknown(v) if isinstance(told, Shown) else v
 
     # -- fill -----------------------------------------------------------------------------------
 
@@ -118,11 +121,12 @@ class PartlyKnown(Denoising, Fillable, ABC):
         e, there = self.lift(x, Noise(x))[0], self.lift.entries_of(known)
         z = (self.schedule.prior_scale * torch.randn_like(e)).masked_fill(e.isnan(), math.nan)  # absent points of sets stay absent
         if method == _CONDITIONAL:
-            given = e.masked_fill(~there, math.nan)
-            z = find_sampler(_SAMPLER)(self.denoiser(given), self.schedule, z, times)
+            told: Told = Shown(e.masked_fill(~there, math.nan), given)
+            z = find_sampler(_SAMPLER)(self.denoiser(told), self.schedule, z, times)
         else:
-            z = INPAINTERS[method](self.denoiser(given), self.schedule, z, times, e, there, **options)
-        return self.decoded(z, times[-1].expand(len(z)).to(z.device), given)
+            told = given
+            z = INPAINTERS[method](self.denoiser(told), self.schedule, z, times, e, there, **options)
+        return self.decoded(z, times[-1].expand(len(z)).to(z.device), told)
 
 
 def _copied(v: Tensor | None, draws: int) -> Any:

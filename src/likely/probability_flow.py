@@ -21,6 +21,7 @@ from likely.errors import UsageError
 from likely.invertible import log_normal
 from likely.logprob import Kind, LogProb
 from likely.model import Latent, Model, evaluating, expand_given, in_precision
+from likely.nets.partial import Told
 from likely.noise import Noise, log_mean_exp
 from likely.solve.denoise import Denoise
 from likely.solve.noise import Schedule
@@ -55,7 +56,7 @@ class ProbabilityFlow(Model, Latent, ABC):
         self.tolerance = usual if tolerance is None else tolerance
 
     @abstractmethod
-    def denoiser(self, given: Tensor | None, guidance: float = 1.0) -> Denoise:
+    def denoiser(self, given: Told, guidance: float = 1.0) -> Denoise:
         """z on the schedule's own scale and t [B] -> mean and variance of the clean example."""
 
     @property

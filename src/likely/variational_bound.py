@@ -29,6 +29,7 @@ from likely.logprob import LogProb
 from likely.model import Likelihood, evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.gamma import LearntShape
+from likely.nets.partial import Told
 from likely.noise import Noise
 from likely.solve.diffusion import bridge_kl, prior_kl
 from likely.solve.posterior import Posterior
@@ -153,11 +154,11 @@ class VariationalBound(CodedChain, Likelihood, ABC):
         """L_T of each example and what is known of its L_0, nats [B]."""
         return prior_kl(e, self.schedule.end).flatten(1).sum(1) + self.lift.detail
 
-    def _term(self, e: Tensor, x: Tensor, given: Tensor | None, eps: Tensor, u: Tensor) -> Tensor:
+    def _term(self, e: Tensor, x: Tensor, given: Told, eps: Tensor, u: Tensor) -> Tensor:
         """The term that u in [0, 1) picks of L_0 and the L_t, over the chance that it is picked; nats [B]."""
         return self._step(e, x, given, eps, u) if self.steps else self._instant(e, x, given, eps, u)
 
-    def _step(self, e: Tensor, x: Tensor, given: Tensor | None, eps: Tensor, u: Tensor) -> Tensor:
+    def _step(self, e: Tensor, x: Tensor, given: Told, eps: Tensor, u: Tensor) -> Tensor:
         share = self._share
         term = (1 + (u.double() - share) / (1 - share) * self.steps).floor().long().clamp(0, self.steps)
         t = term.double() / self.steps
@@ -180,7 +181,7 @@ class VariationalBound(CodedChain, Likelihood, ABC):
         nats[first] = -self.lift.log_prob(posterior[first], e[first], x[first]) - self.lift.detail
         return (self.steps + 1) * nats
 
-    def _instant(self, e: Tensor, x: Tensor, given: Tensor | None, eps: Tensor, u: Tensor) -> Tensor:
+    def _instant(self, e: Tensor, x: Tensor, given: Told, eps: Tensor, u: Tensor) -> Tensor:
         first = u < _DECODED
         t = torch.where(first, 0.0, (u.double() - _DECODED) / (1 - _DECODED))
         alpha, sigma = self.level(t, e)

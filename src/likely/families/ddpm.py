@@ -26,6 +26,7 @@ from torch import Tensor
 from likely.denoising import check_words
 from likely.errors import UsageError
 from likely.model import Recipe
+from likely.nets.partial import Told
 from likely.noise import Noise
 from likely.solve.noise import Schedule, noise_schedule
 from likely.solve.objectives import WEIGHTS, stratified
@@ -98,11 +99,11 @@ class DDPM(VariationalBound):
         if self.objective == "bound":
             return self.loss(x, given)
         e, nats = self.lift(x, Noise(x))
-        given = self.shown(e, given)
+        told = self.shown(e, given)
         term = (stratified(len(x), x.device) * (self.steps + 1)).long().clamp_max(self.steps)
         t, eps = term.double() / self.steps, torch.randn_like(e)
         alpha, sigma = self.level(t, e)
-        posterior = self.posterior(alpha * e + sigma * eps, t, given)
+        posterior = self.posterior(alpha * e + sigma * eps, t, told)
         weight = WEIGHTS["min-snr" if self.objective == "min-snr" else self.prediction](self.schedule.log_snr(t))
         simple = weight * (e - posterior.mean).double().square().flatten(1).mean(1)
         if self.objective != "hybrid":
@@ -111,7 +112,7 @@ class DDPM(VariationalBound):
         bound = self.term_nats(term, e, x, fixed) + self._ends(e) - nats
         return (simple + _HYBRID * bound / e[0].numel()).float()
 
-    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+    def posterior(self, z: Tensor, t: Tensor, given: Told) -> Posterior:
         out = self.net(z, t.to(z), given).to(z).unflatten(1, (z.shape[1], -1))
         mean = self.clean(out[:, :, 0], self.prediction, z, t)
         share = {"large": 1.0, "small": 0.0}.get(self.variance)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from likely.model import Recipe
 from likely.nets.gamma import LearntShape
+from likely.nets.partial import Told
 from likely.solve.noise import Schedule, noise_schedule
 from likely.solve.posterior import Posterior
 from likely.solve.set_lift import lift_of
@@ -81,7 +82,7 @@ class Diffusion(VariationalBound):
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         return self.loss(x, given)
 
-    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+    def posterior(self, z: Tensor, t: Tensor, given: Told) -> Posterior:
         alpha, sigma = self.level(t, z)
         # a learnt shape moves in time, so that its net is told the log-SNR
         clock = t if self.shape is None else self.shape.log_snr(t.double()).detach() / 4

@@ -29,7 +29,7 @@ from likely.denoising import check_words
 from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Likelihood, Recipe
-from likely.nets import net as build_net
+from likely.nets.partial import Told
 from likely.noise import Noise
 from likely.partly_known import PartlyKnown
 from likely.solve.coupling import COUPLINGS
@@ -47,6 +47,7 @@ class FlowMatching(PartlyKnown, Likelihood):
     Args:
         coupling: of noise and examples in a batch: "independent", "ot" or "sinkhorn".
         times: at which it is trained: "uniform", "logit-normal" or "lognormal".
+        inpaint: whether it also learns to draw any entries given the others, for fills.
         tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
@@ -65,14 +66,15 @@ class FlowMatching(PartlyKnown, Likelihood):
         coupling: str = "independent",
         times: str = "uniform",
         tolerance: float | None = None,
+        inpaint: bool = False,
         net: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size, tolerance=tolerance)
         check_words(self, coupling=coupling, times=times)
-        if given is not None and coupling != "independent":
+        if (given is not None or inpaint) and coupling != "independent":
             raise UsageError(
-                f"The coupling '{coupling}' pairs noise with examples whatever they are given, which biases a conditional model.",
+                f"The coupling '{coupling}' pairs noise with examples whatever is known of them, which biases a conditional model.",
                 "Leave it independent.",
             )
         if space.layout == "columns":
@@ -82,21 +84,23 @@ class FlowMatching(PartlyKnown, Likelihood):
         self.lift = Lift(space, few=0)
         self.path = Straight(self.lift.log_snr)
         self.schedule = self.path.schedule
-        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
+        self.inpaint = inpaint
+        self.net = self.build(net, given, 1, options)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         """|dz/dt - v|^2 of each example, the mean over its entries."""
         e, _ = self.lift(x, Noise(x))
+        told = self.shown(e, given)
         eps = torch.randn_like(e)
         if self.coupling != "independent":
             eps = eps[COUPLINGS[self.coupling](e, eps)]
         t = TIMES[self.trained_at](stratified(len(e), e.device), self.schedule).to(e)
-        said = self.path.velocity(self.net, torch.lerp(e, eps, self.path.noise(t, e)), t, given)
-        return (self.path.span * (eps - e) - said).square().flatten(1).mean(1)
+        said = self.path.velocity(self.net, torch.lerp(e, eps, self.path.noise(t, e)), t, told)
+        return self.unknown(self.path.span * (eps - e) - said, told).square().flatten(1).mean(1)
 
-    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+    def posterior(self, z: Tensor, t: Tensor, given: Told) -> Posterior:
         mean = self.path.clean(self.net, z * self.scale(t, z), t, given)
-        return Posterior(mean, torch.zeros_like(mean))
+        return self.heeding(Posterior(mean, torch.zeros_like(mean)), given)
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         return self.ode_log_prob(x, given, noise)

@@ -32,7 +32,7 @@ from likely.denoising import check_words
 from likely.errors import UsageError
 from likely.logprob import LogProb
 from likely.model import Likelihood, Recipe
-from likely.nets import net as build_net
+from likely.nets.partial import Told
 from likely.noise import Noise
 from likely.partly_known import PartlyKnown
 from likely.solve.noise import noise_schedule
@@ -55,6 +55,7 @@ class ScoreModel(PartlyKnown, Likelihood):
         sde: "vp", "ve" or "sub-vp".
         objective: "denoising", "likelihood", "sliced" or "explicit".
         noise_levels: of training; 0 for all.
+        inpaint: whether it also learns to draw any entries given the others, for fills.
         tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
     """
@@ -74,6 +75,7 @@ class ScoreModel(PartlyKnown, Likelihood):
         objective: str = "denoising",
         noise_levels: int = 0,
         tolerance: float | None = None,
+        inpaint: bool = False,
         net: str | None = None,
         **options: Any,
     ) -> None:
@@ -89,20 +91,26 @@ class ScoreModel(PartlyKnown, Likelihood):
         self.objective, self.noise_levels = objective, noise_levels
         shape, start, end = SHAPES[sde]
         self.schedule = noise_schedule(shape, max(self.lift.log_snr, start), end, scaling=sde)
-        self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
+        self.inpaint = inpaint
+        self.net = self.build(net, given, 1, options)
 
     def forward(self, x: Tensor, given: Tensor | None = None, *, turn: str = "") -> Tensor:
         e, _ = self.lift(x, Noise(x))
+        told = self.shown(e, given)
         t, eps = self._times(stratified(len(e), e.device)), torch.randn_like(e)
         alpha, sigma = self.level(t, e)
         z = alpha * e + sigma * eps
         if self.objective in ("denoising", "likelihood"):
-            error = (eps - self._noise(z, t, given)).square().flatten(1).mean(1)
+            error = self.unknown(eps - self._noise(z, t, told), told).square().flatten(1).mean(1)
             return error if self.objective == "denoising" else -0.5 * self.schedule.shape.slope(t).to(e) * error
+
+        def score(z: Tensor) -> Tensor:
+            return self.unknown(-self._noise(z, t, told) / sigma, told)
+
         if self.objective == "explicit":
-            loss = explicit(lambda z: -self._noise(z, t, given) / sigma, z)
+            loss = explicit(score, z)
         else:
-            loss = sliced(lambda z: -self._noise(z, t, given) / sigma, z, torch.randn(len(z), 1, *z.shape[1:]).sign().to(z))
+            loss = sliced(score, z, self.unknown(torch.randn(z.shape).sign().to(z), told)[:, None])
         return sigma.flatten().square() * loss / e[0].numel()
 
     def _times(self, u: Tensor) -> Tensor:
@@ -113,15 +121,15 @@ class ScoreModel(PartlyKnown, Likelihood):
         start, end = self.schedule.start, self.schedule.end
         return self.schedule.time(start + (end - start) * step)
 
-    def _noise(self, z: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+    def _noise(self, z: Tensor, t: Tensor, given: Told) -> Tensor:
         """eps, the net saying v: what z itself tells of eps is exact, so that where little signal is left little can be wrong."""
         alpha, sigma = self.level(t, z)
         return sigma * z + alpha * self.net(z, t.to(z), given).to(z)
 
-    def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:
+    def posterior(self, z: Tensor, t: Tensor, given: Told) -> Posterior:
         alpha, sigma = self.level(t, z)
         mean = alpha * z - sigma * self.net(z, t.to(z), given).to(z)
-        return Posterior(mean, torch.zeros_like(mean))
+        return self.heeding(Posterior(mean, torch.zeros_like(mean)), given)
 
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         return self.ode_log_prob(x, given, noise)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from likely.nets.conditioning import expand_like
+from likely.nets.partial import Told
 from likely.solve.noise import noise_schedule
 
 __all__ = ["ENDS", "Straight"]
@@ -35,11 +36,11 @@ class Straight:
         """s at times t [B], to broadcast over `like`."""
         return expand_like(self.first + self.span * t.to(like), like)
 
-    def velocity(self, net: Callable[..., Tensor], z: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+    def velocity(self, net: Callable[..., Tensor], z: Tensor, t: Tensor, given: Told) -> Tensor:
         """dz/dt by a net, z [B, ...] at t [B]."""
         s = self.noise(t, z)
         return net(z / torch.hypot(1 - s, s), t.to(z), given).to(z)
 
-    def clean(self, net: Callable[..., Tensor], z: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+    def clean(self, net: Callable[..., Tensor], z: Tensor, t: Tensor, given: Told) -> Tensor:
         """The example at the end of the line through z along the net's velocity."""
         return z - self.noise(t, z) / self.span * self.velocity(net, z, t, given)
