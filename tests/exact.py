@@ -1,9 +1,12 @@
-"""Perfect denoisers of laws whose every marginal along a diffusion is known: mixtures of Gaussians with full covariances."""
+"""Perfect denoisers of laws whose every marginal along a diffusion is known: mixtures of Gaussians, sets of points."""
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from likely import pointsets
 
 
 class Mixture:
@@ -80,3 +83,25 @@ def gaussian(schedule, shape: tuple[int, ...] = (3,), variances: list[float] | N
 def two_bumps(schedule) -> Mixture:
     means = torch.tensor([[1.0, -0.5], [-0.8, 0.4]])
     return Mixture(schedule, [0.3, 0.7], means, torch.stack([rotated([0.05, 0.3]), rotated([0.2, 0.1], 1.2)]))
+
+
+class ExactSets(nn.Module):
+    """A perfect net of points in a line, n of them jointly normal with variance 1 and correlation `rho`, NaN where there is none."""
+
+    def __init__(self, model, rho: float) -> None:
+        super().__init__()
+        self.where, self.schedule, self.rho = nn.Linear(1, 1), model.schedule, rho
+
+    def forward(self, z: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
+        alpha, sigma = (c[:, None, None].double() for c in self.schedule(t.double()))
+        there = pointsets.there(z).double()
+        covariance = (1 - self.rho) * torch.diag_embed(there) + self.rho * there[:, :, None] * there[:, None]
+        gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(z.shape[1]))
+        mean = gain @ z.double().nan_to_num(0.0)
+        var = (covariance - gain @ (alpha * covariance)).diagonal(dim1=1, dim2=2)[..., None].clamp_min(1e-6)
+        said = torch.stack([(alpha * z.double().nan_to_num(0.0) - mean) / sigma, var.log() - 2 * sigma.log()], 2)
+        return said.flatten(1, 2).to(z)
+
+
+def exchangeable(n: int, rho: float = 0.6) -> MultivariateNormal:
+    return MultivariateNormal(torch.zeros(n), (1 - rho) * torch.eye(n) + rho)

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
+from torch import nn
 
+from exact import ExactSets, exchangeable
 from likely import pointsets
 from likely.errors import DataError
 from likely.families.diffusion import Diffusion
@@ -107,28 +107,6 @@ def test_a_space_of_sets_survives_json():
 
 
 # -- diffusion on sets --------------------------------------------------------------------------------
-
-
-class ExactSets(nn.Module):
-    """A perfect net of points in a line, n of them jointly normal with variance 1 and correlation `rho`, NaN where there is none."""
-
-    def __init__(self, model: Diffusion, rho: float) -> None:
-        super().__init__()
-        self.where, self.schedule, self.rho = nn.Linear(1, 1), model.schedule, rho
-
-    def forward(self, z: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
-        alpha, sigma = (c[:, None, None].double() for c in self.schedule(t.double()))
-        there = pointsets.there(z).double()
-        covariance = (1 - self.rho) * torch.diag_embed(there) + self.rho * there[:, :, None] * there[:, None]
-        gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(z.shape[1]))
-        mean = gain @ z.double().nan_to_num(0.0)
-        var = (covariance - gain @ (alpha * covariance)).diagonal(dim1=1, dim2=2)[..., None].clamp_min(1e-6)
-        said = torch.stack([(alpha * z.double().nan_to_num(0.0) - mean) / sigma, var.log() - 2 * sigma.log()], 2)
-        return said.flatten(1, 2).float()
-
-
-def exchangeable(n: int, rho: float = 0.6) -> MultivariateNormal:
-    return MultivariateNormal(torch.zeros(n), (1 - rho) * torch.eye(n) + rho)
 
 
 def test_with_an_exact_denoiser_the_bound_of_a_set_meets_its_density():

@@ -5,6 +5,8 @@ unlikely middle. The spherical path keeps the norm of a draw: with the angle w b
 
     z(t) = [sin((1 - t) w) z_a + sin(t w) z_b] / sin w
 
+Points of two sets have no order: each latent point of one goes to the point of the other with which all together have least to go.
+
 References:
     | Sampling generative networks (White, 2016) | https://arxiv.org/abs/1609.04468
 """
@@ -15,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likely import sources
+from likely import pointsets, sources
 from likely.errors import UsageError
 from likely.inputs import as_given, as_model, card_of
 from likely.model import Latent, Model, evaluating, expand_given
 from likely.noise import seeded
+from likely.solve.coupling import assigned
 from likely.verbs import families_with
 
 __all__ = ["between", "interpolate", "spherical"]
@@ -51,7 +54,7 @@ def interpolate(model: Model | str | Path, a: Tensor, b: Tensor, steps: int = 8,
 
     Returns: [steps, *shape], or [steps, n, *shape].
 
-    Raises: UsageError for a model without latents, or fewer than 2 steps; DataError where the examples do not fit.
+    Raises: UsageError for a model without latents, fewer than 2 steps, or sets of different sizes; DataError where the examples do not fit.
     """
     fitted = as_model(model)
     if not isinstance(fitted, Latent):
@@ -63,11 +66,30 @@ def interpolate(model: Model | str | Path, a: Tensor, b: Tensor, steps: int = 8,
     fitted.space.check(ends.flatten(0, 1))
     n = ends.shape[1]
     values = expand_given(as_given(given, fitted), n)
+    if fitted.space.layout == "set":
+        _check_sizes(*ends)
     with seeded(seed), evaluating(fitted):
         first, last = (fitted.encode(end, values).value for end in ends)
-        path = spherical(first, last, torch.linspace(0, 1, steps))
+        if fitted.latent.layout == "set" and fitted.space.unordered:
+            last = torch.stack([_matched(*pair) for pair in zip(first, last, strict=True)])
+        path = spherical(first.nan_to_num(0.0), last.nan_to_num(0.0), torch.linspace(0, 1, steps))
+        path = path.masked_fill(first.isnan(), torch.nan)  # of sets
         x = fitted.decode(path.flatten(0, 1), None if values is None else values.repeat(steps, *[1] * (values.ndim - 1)))
     return x if single else x.view(steps, n, *fitted.space.shape)
+
+
+def _check_sizes(a: Tensor, b: Tensor) -> None:
+    """Raise a UsageError for sets of different sizes: their latents differ in dimension, so no path leads from one to the other."""
+    sizes = torch.stack([pointsets.counts(a), pointsets.counts(b)], 1)
+    if bool((differs := sizes[:, 0] != sizes[:, 1]).any()):
+        one, other = sizes[differs][0].tolist()
+        raise UsageError(f"A path leads between sets of one size; these have {one} and {other} points.", "Choose two of as many points.")
+
+
+def _matched(a: Tensor, b: Tensor) -> Tensor:
+    """The points of a latent set b [N, D] in the order of those of a, NaN last in both."""
+    n = int(pointsets.there(a).sum())
+    return torch.cat([b[:n][assigned(a[:n], b[:n])], b[n:]])
 
 
 def between(folder: str | Path, rows: tuple[int, int], steps: int, *, given: Any = None, seed: int = 0) -> Tensor:

@@ -7,18 +7,21 @@ It is invertible, so that an example has a latent, the noise that it is carried 
 Entries of finitely many values are noised to z_0 and decoded by Bayes' rule, p(x | z_0), which is all but certain there; numbers
 that are relaxed already are z_0 = alpha_0 e itself. So nothing is dequantized but what `Space.relax` dequantizes.
 
+A set of n points has a latent of n points: each size is an equation of its own.
+
 References:
     | Score-based generative modeling through stochastic differential equations (Song et al., 2021) | https://arxiv.org/abs/2011.13456
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from likely import pointsets
 from likely.errors import UsageError
-from likely.invertible import log_normal
 from likely.logprob import Kind, LogProb
 from likely.model import Latent, Model, evaluating, expand_given, in_precision
 from likely.nets.partial import Told
@@ -87,30 +90,66 @@ class ProbabilityFlow(Model, Latent, ABC):
         context = () if given is None else (noise.repeat(given),)
         # in double precision a row's steps do not hang on what is beside it in a matrix product
         with evaluating(self), in_precision(self, torch.float64):
-            solved = log_density(
-                self._conditional, self.schedule, blurred.double(), probes=probes, tolerance=self.tolerance, context=context
+            solved = _joined(
+                blurred,
+                [
+                    (rows, self._density(blurred[rows, :n], None if probes is None else probes[rows, :, :n], _each(context, rows)))
+                    for rows, n in self._by_size(blurred)
+                ],
             )
         return solved, solved.nats + nats + more + self.lift.log_decoded(noise.repeat(x), blurred, self.deviation)
+
+    def _density(self, e: Tensor, probes: Tensor | None, context: tuple[Tensor, ...]) -> Density:
+        how = {"probes": probes, "tolerance": self.tolerance, "context": context}
+        return log_density(self._conditional, self.schedule, e.double(), **how)
+
+    def _by_size(self, e: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Rows that one equation serves, and how many entries they have along their first axis: of sets, those of as many points."""
+        if self.lift.space.layout != "set":
+            yield torch.arange(len(e), device=e.device), e.shape[1]
+            return
+        number = pointsets.counts(e)
+        for n in number.unique().tolist():
+            yield (number == n).nonzero()[:, 0], n
 
     def _conditional(self, z: Tensor, t: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.denoiser(given)(z, t)
 
     @property
     def latent(self) -> Space:
-        return Space.reals(self.lift.space.dims)
+        """Standard normal: of sets as many points as they have, of anything else one vector."""
+        return self.lift.space if self.lift.space.layout == "set" else Space.reals(self.lift.space.dims)
 
     def encode(self, x: Tensor, given: Tensor | None = None, draws: int = 1, noise: Noise | None = None) -> Relaxed:
         """The noise that the differential equation carries an example to, standard normal, and log p(x) less the noise's."""
         noise = noise or Noise(x, draws)
         solved, nats = self._solved(x, given, noise)
-        z = (solved.z / self.schedule.prior_scale).flatten(1).to(torch.get_default_dtype())
-        return Relaxed(z, nats - log_normal(z), exact=False, draws=noise.draws, how=solved.how)
+        z = (solved.z / self.schedule.prior_scale).view(-1, *self.latent.shape).to(torch.get_default_dtype())
+        normal = (-0.5 * (z.double().square() + math.log(2 * math.pi))).nan_to_num(0.0).flatten(1).sum(1)
+        return Relaxed(z, nats - normal, exact=False, draws=noise.draws, how=solved.how)
 
     @torch.no_grad()
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
-        """Examples from standard normal noise [B, dims] by the differential equation."""
+        """Examples from standard normal noise [B, *latent shape], NaN where sets have no points, by the differential equation."""
         noise = self.schedule.prior_scale * z.view(-1, *self.lift.space.shape)
-        given = expand_given(given, len(z))
+        given, e = expand_given(given, len(z)), torch.full_like(noise, math.nan)
         with evaluating(self):
-            e = decode(self._conditional, self.schedule, noise, tolerance=self.tolerance, context=() if given is None else (given,)).to
+            for rows, n in self._by_size(noise):
+                context = _each(() if given is None else (given,), rows)
+                e[rows, :n] = decode(self._conditional, self.schedule, noise[rows, :n], tolerance=self.tolerance, context=context).to
         return self.lift.settle(e, self.deviation)
+
+
+def _each(values: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
+    return tuple(v[rows] for v in values)
+
+
+def _joined(e: Tensor, parts: list[tuple[Tensor, Density]]) -> Density:
+    """One density of all rows of e, from those of some each; NaN where a row of the noise has no entry."""
+    z, of = torch.full_like(e, math.nan, dtype=torch.float64), {}
+    for name in ("nats", "error", "stderr", "calls"):
+        values = [getattr(part, name) for _, part in parts]
+        of[name] = None if values[0] is None else torch.cat(values)[torch.cat([rows for rows, _ in parts]).argsort()]
+    for rows, part in parts:
+        z[rows, : part.z.shape[1]] = part.z
+    return Density(**of, z=z, tolerance=parts[0][1].tolerance)

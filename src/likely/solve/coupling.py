@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["COUPLINGS", "log_plan"]
+__all__ = ["COUPLINGS", "assigned", "log_plan"]
 
 _REGULARISATION = 0.05  # of the mean squared distance
 _ROUNDS = 100
@@ -35,10 +35,14 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x.flatten(1), y.flatten(1)).square()
 
 
-def _assigned(x: Tensor, y: Tensor) -> Tensor:
+def assigned(x: Tensor, y: Tensor) -> Tensor:
+    """Which of y [n, ...] each of x [n, ...] goes with, so that the total squared distance is least; [n]."""
+    return torch.from_numpy(linear_sum_assignment(_distances(x, y).cpu().numpy())[1]).to(x.device)
+
+
+def _in_groups(x: Tensor, y: Tensor) -> Tensor:
     pieces = zip(x.split(_GROUP), y.split(_GROUP), strict=True)
-    orders = [torch.from_numpy(linear_sum_assignment(_distances(*piece).cpu().numpy())[1]) for piece in pieces]
-    return torch.cat([order + i * _GROUP for i, order in enumerate(orders)]).to(x.device)
+    return torch.cat([assigned(*piece) + i * _GROUP for i, piece in enumerate(pieces)])
 
 
 def _drawn(x: Tensor, y: Tensor) -> Tensor:
@@ -48,6 +52,6 @@ def _drawn(x: Tensor, y: Tensor) -> Tensor:
 
 COUPLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "independent": lambda x, y: torch.arange(len(x), device=x.device),
-    "ot": _assigned,
+    "ot": _in_groups,
     "sinkhorn": _drawn,
 }

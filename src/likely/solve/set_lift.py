@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from likely import pointsets
-from likely.errors import UsageError
 from likely.noise import Noise
 from likely.solve.posterior import Lift, Posterior
 from likely.space import Space
@@ -73,9 +72,19 @@ class SetLift(Lift):
         return pointsets.padded(z, torch.multinomial(shares, n, replacement=True) + 1)
 
     def noised(self, e: Tensor, deviation: float, noise: Noise) -> tuple[Tensor, Tensor]:
-        raise UsageError(
-            "Sets of points have no latents: those of sets of different sizes differ in their dimensions.", "Grids and tables have."
-        )
+        there, count = pointsets.there(e), len(self.finite)
+        eps = noise.normal(*e.shape[1:]).masked_fill(~there[..., None], 0.0)
+        eps[..., count:] = 0.0
+        nats = 0.5 * (eps[..., :count].square() + math.log(2 * math.pi)) + math.log(deviation)
+        return e + deviation * eps.to(e), nats.masked_fill(~there[..., None], 0.0).flatten(1).sum(1)
+
+    def log_decoded(self, x: Tensor, e: Tensor, deviation: float) -> Tensor:
+        there = pointsets.there(x)
+        if self.levels is None:
+            return -self._absent(there)
+        log_mass = self.levels.decoded(_filled(e, 0.0).mT[:, : len(self.finite)], deviation)
+        nats = self.levels.log_prob(log_mass, self.levels.code(_filled(x, 0).mT[:, self.finite])).double()
+        return nats.masked_fill(~there[:, None], 0.0).flatten(1).sum(1) - self._absent(there)
 
     def entries_of(self, known: Tensor) -> Tensor:
         return super().entries_of(known.mT).mT
