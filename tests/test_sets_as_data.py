@@ -7,9 +7,11 @@ from torch.distributions import MultivariateNormal
 
 import likely
 from likely import pointsets
+from likely.errors import DataError
 from likely.evaluation.features import features
 from likely.evaluation.gallery import gallery
 from likely.sources import describe, write
+from likely.sources.gaps import gapped
 from likely.sources.toysets import swarm_log_prob
 from likely.space import Space
 
@@ -73,3 +75,53 @@ def test_a_comparison_of_sets_reports_their_plots(tmp_path):
     assert rows[0].unit == "nats/set (density)"
     page = next(tmp_path.rglob("report.html")).read_text()
     assert page.count('aria-label="scatter plot"') == 12
+
+
+# -- what of a set is unknown ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["reals", "integers"])
+def test_what_is_lost_before_the_end_of_a_set_is_unknown(tmp_path, whole):
+    space = Space.points(3, 2, 6 if whole else None, variable=True)
+    gone = -1 if whole else np.nan
+    sets = [[[gone, gone], [1, 2]], [[3, gone], [gone, gone], [4, 5]], [[1, 1]]]
+    padded = np.full((3, 3, 2), gone)
+    for row, points in zip(padded, sets, strict=True):
+        row[: len(points)] = points
+    padded = padded.astype(np.int64 if whole else np.float32)
+    np.savez(tmp_path / "holes.npz", x=padded)
+    for source in (tmp_path / "holes.npz", padded, torch.from_numpy(padded), [row[: len(s)] for row, s in zip(padded, sets, strict=True)]):
+        found = gapped(source, None, space, None)
+        assert (~found.known).nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]]
+        assert pointsets.counts(found.x).tolist() == [2, 3, 1]
+        there = found.known & pointsets.there(found.x)[..., None]
+        assert torch.equal(found.x[there].double(), torch.from_numpy(padded)[there].double())
+    for wrong, told in ((padded[:, :, :1], "the model is of"), (padded[2:], "Nothing is unknown"), (padded[:, :1] * 0 + gone, "0 points")):
+        with pytest.raises(DataError, match=told):
+            gapped(wrong.astype(padded.dtype), None, space, None)
+
+
+def test_the_command_line_fills_sets(run, tmp_path):
+    torch.manual_seed(0)
+    sets = pointsets.padded(torch.randn(40, 3, 2), torch.arange(40) % 3 + 1).numpy()
+    np.savez(tmp_path / "sets.npz", x=sets)
+    code, _, err = run(
+        "fit", tmp_path / "sets.npz", "diffusion", "--layout", "set", "--size", "tiny", "--steps", 2, "--inpaint", "--out", tmp_path / "m"
+    )
+    assert code == 0, err
+    holes = sets[[2, 5]].copy()
+    holes[0, 0], holes[1, 1] = np.nan, [np.nan, holes[1, 1, 1]]
+    np.save(tmp_path / "holes.npy", holes)
+    for words in ((), ("--method", "repaint", "--steps", 3)):
+        out = tmp_path / f"done{len(words)}.npz"
+        code, _, err = run("edit", tmp_path / "m", tmp_path / "holes.npy", "--draws", 2, "--out", out, *words)
+        assert code == 0, err
+        with np.load(out) as file:
+            done = file["x"]
+        assert done.shape == (4, 3, 2)
+        assert np.isfinite(done).all()
+        known = ~np.isnan(holes)
+        assert (done.reshape(2, 2, 3, 2)[:, known] == holes[known]).all()
+    np.save(tmp_path / "whole.npy", sets[[2]])
+    code, _, err = run("edit", tmp_path / "m", tmp_path / "whole.npy", "--out", tmp_path / "no.npz")
+    assert (code, "Nothing is unknown" in err, "Mark unknown points by NaN" in err) == (3, True, True), err

@@ -1,4 +1,4 @@
-"""What of an example is unknown, as a person says it: marks in a text, a mask or boxes of an image, empty cells of a table."""
+"""What of an example is unknown, as a person says it: marks in a text, a mask or boxes of an image, empty cells of a table or set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from likely.dataset import Split
 from likely.errors import DataError, UsageError
-from likely.sources.files import read_bytes
+from likely.sources.arrays import as_numpy
+from likely.sources.files import read_bytes, suffix
 from likely.sources.images import is_image, pixels
 from likely.sources.newdata import read_split
+from likely.sources.packed import packed_array
 from likely.sources.tokens import encode
 from likely.space import MISSING, Space
 
@@ -41,7 +43,8 @@ def gapped(
 
     Args:
         source: a text (a string or bytes, or the `Path` of its file) in which, without `known`, every `gap` is one unknown byte; a table
-            (path or DataFrame) whose missing cells are unknown; images (path or array); or a tensor or `Split` in codes.
+            (path or DataFrame) whose missing cells are unknown; images (path or array); sets of points (path or arrays), whose values that
+            are NaN (-1 of integers) before the last one that is not are unknown; or a tensor or `Split` in codes.
         known: where it cannot be told from the source: bool, of a shape that broadcasts to that of the examples; or
             the path of an image, white where unknown.
         boxes: unknown rectangles of images.
@@ -51,6 +54,8 @@ def gapped(
     """
     if space.layout != "grid" and (boxes or isinstance(known, str | PathLike)):
         raise UsageError(f"Masks and boxes are for images, not for a {space}.", _HINTS.get(space.layout, "").format(gap=gap))
+    if space.layout == "set" and known is None and not isinstance(source, Split):
+        return _some_unknown(_sets(source, space), space, gap)
     source = Split(source) if isinstance(source, Tensor) else source
     if isinstance(source, Split) and space.layout != "grid":
         found = Gapped(source.x, _is_known(known, source.x, space), source.given)
@@ -60,6 +65,10 @@ def gapped(
         found = _text(read_bytes(source) if isinstance(source, Path) else source, gap, known, space)
     else:
         found = _images(source, known, space, given, boxes, options)
+    return _some_unknown(found, space, gap)
+
+
+def _some_unknown(found: Gapped, space: Space, gap: str) -> Gapped:
     if bool(found.known.all()):
         raise DataError("Nothing is unknown, so there is nothing to fill.", _HINTS.get(space.layout, "").format(gap=gap))
     return found
@@ -69,6 +78,7 @@ _HINTS = {
     "sequence": "Mark every unknown byte by '{gap}' (--gap), or go on after a prompt: likely sample --prompt.",
     "columns": "Leave unknown cells empty.",
     "grid": "Pass --mask, white where unknown, or --box x0,y0,x1,y1.",
+    "set": "Mark unknown points by NaN (-1 of integers), before the last known one: what follows that is no point.",
 }
 
 
@@ -98,6 +108,31 @@ def _table(source: Any, space: Space, given: Space | None, options: dict[str, An
     lenient = replace(space, supports=tuple(replace(s, missing=True) for s in space.supports))
     split = read_split(source, lenient, given, **options)
     return Gapped(split.x, _is_known(None, split.x, space), split.given)
+
+
+# -- sets ---------------------------------------------------------------------------------------
+
+
+def _sets(source: Any, space: Space) -> Gapped:
+    """Sets [n_i, D], or padded ones [n, N, D]: what is lost before the last value of a set is unknown, what follows it is no point."""
+    if isinstance(source, str | PathLike):
+        path = Path(source)
+        if suffix(path) not in (".npy", ".npz"):
+            raise DataError(f"{path} holds no sets of points.", "Give a .npy or .npz file of them, [sets, points, dimensions].")
+        source = packed_array(path)
+    (most, dims), rows = space.shape, [as_numpy(row) for row in source]
+    lost = [np.isnan(row) if row.dtype.kind == "f" else row == MISSING for row in rows]
+    ends = [int((~gone.all(-1)).nonzero()[0].max(initial=-1)) + 1 if row.ndim == 2 else 0 for row, gone in zip(rows, lost, strict=True)]
+    for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        if row.ndim != 2 or row.shape[1] != dims or not 1 <= end <= most or (end < most and not space.variable):
+            raise DataError(f"Set {i} has {end} points of shape {row.shape}; the model is of a {space}.", _HINTS["set"])
+    x = torch.full((len(rows), most, dims), MISSING if space.discrete else torch.nan, dtype=space.dtype)
+    known = torch.ones(x.shape, dtype=torch.bool)
+    for i, (row, gone, end) in enumerate(zip(rows, lost, ends, strict=True)):
+        x[i, :end] = torch.from_numpy(np.where(gone, 0, row)[:end]).to(space.dtype)
+        known[i, :end] = torch.from_numpy(~gone[:end])
+    space.check(x)
+    return Gapped(x, known)
 
 
 # -- texts --------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import io
 import math
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from likely.sources.arrays import array_examples, as_numpy
 from likely.sources.examples import PARTS, Examples, Options
 from likely.sources.files import bare_name, list_files, read_bytes, suffix
 
-__all__ = ["idx_folder_examples", "is_idx", "named_examples", "packed_examples"]
+__all__ = ["idx_folder_examples", "is_idx", "named_examples", "packed_array", "packed_examples"]
 
 _EXAMPLES, _LABELS = ("x", "images", "image", "data"), ("y", "labels", "label", "targets", "target")
 _PART_NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
@@ -38,11 +39,23 @@ def packed_examples(path: Path, options: Options) -> Examples:
     if is_idx(path):
         labels = _labels_beside(path)
         return array_examples(_read_idx(path), options, None if labels is None else _read_idx(labels))
-    try:
-        content = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    with _loading(path) as content:
         if isinstance(content, np.ndarray):
             return array_examples(content, options)
         return named_examples({name: content[name] for name in content.files}, options, str(path))
+
+
+def packed_array(path: Path) -> np.ndarray:
+    """The examples of a `.npy` or `.npz` file as they stand, whatever part they are of."""
+    with _loading(path) as content:
+        return content if isinstance(content, np.ndarray) else _unsplit({name: content[name] for name in content.files}, str(path))
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[Any]:
+    """What a NumPy file holds; what it cannot be read for is named as it is used, since `.npz` files are read then."""
+    try:
+        yield np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{path} is no NumPy file that can be read without pickle.") from error
 
@@ -54,13 +67,19 @@ def named_examples(arrays: Mapping[str, Any], options: Options, where: str = "Th
     if "train" in parts and "test" in parts:
         labels = {part: _find(lower, _LABELS, part, alone=False) for part in parts}
         return joined_examples(parts, labels, options)
-    x = next((lower[name] for name in _EXAMPLES if name in lower), None)
+    x = _unsplit(lower, where)
+    return array_examples(x, options, next((lower[name] for name in _LABELS if name in lower), None))
+
+
+def _unsplit(arrays: Mapping[str, Any], where: str) -> Any:
+    """The array that holds the examples."""
+    x = next((arrays[name] for name in _EXAMPLES if name in arrays), None)
     if x is None:
-        if len(lower) != 1:
+        if len(arrays) != 1:
             hint = f"Name one of them 'x', or 'x_train' and 'x_test'; it has {', '.join(arrays) or 'none'}."
             raise DataError(f"{where} does not say which array holds the examples.", hint)
-        x = next(iter(lower.values()))
-    return array_examples(x, options, next((lower[name] for name in _LABELS if name in lower), None))
+        x = next(iter(arrays.values()))
+    return x
 
 
 def _find(arrays: Mapping[str, np.ndarray], names: tuple[str, ...], part: str, *, alone: bool = True) -> np.ndarray | None:
