@@ -122,7 +122,7 @@ def _sets(source: Any, space: Space) -> Gapped:
         source = packed_array(path)
     (most, dims), rows = space.shape, [as_numpy(row) for row in source]
     lost = [np.isnan(row) if row.dtype.kind == "f" else row == MISSING for row in rows]
-    ends = [int((~gone.all(-1)).nonzero()[0].max(initial=-1)) + 1 if row.ndim == 2 else 0 for row, gone in zip(rows, lost, strict=True)]
+    ends = [int(np.flatnonzero(~gone.all(-1)).max(initial=-1)) + 1 if row.ndim == 2 else 0 for row, gone in zip(rows, lost, strict=True)]
     for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
         if row.ndim != 2 or row.shape[1] != dims or not 1 <= end <= most or (end < most and not space.variable):
             raise DataError(f"Set {i} has {end} points of shape {row.shape}; the model is of a {space}.", _HINTS["set"])
