@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from likely.bijections.base import Bijection
 from likely.errors import LikelyError
+from likely.model import in_precision
 from likely.nets.conditioning import Conditioner
 from likely.space import Space
 
@@ -160,13 +161,16 @@ class Residual(Bijection):
         return x, -self(x, given)[1]
 
     def _solve(self, y: Tensor, given: Tensor | None) -> Tensor:
-        weights, embedding = self.g.prepared(given, len(y))
-        tolerance = (_TOLERANCE if y.dtype == torch.float32 else _TOLERANCE**2) * (1 + y.abs().amax(1, keepdim=True))
-        x, there = y, torch.zeros(len(y), 1, dtype=torch.bool, device=y.device)
-        for self.iterations in range(1, _ITERATIONS + 1):
-            new = y - self.g.linearised(x, weights, embedding)[0]
-            now = (new - x).abs().amax(1, keepdim=True) <= tolerance
-            x, there = torch.where(there, x, new), there | now
-            if bool(there.all()):
-                return x
+        """By iteration in double precision: what single precision rounds off keeps a map that hardly contracts from coming to rest."""
+        with in_precision(self.g, torch.float64):
+            weights, embedding = self.g.prepared(given, len(y))
+            x = goal = y.double()
+            tolerance = (_TOLERANCE if y.dtype == torch.float32 else _TOLERANCE**2) * (1 + goal.abs().amax(1, keepdim=True))
+            there = torch.zeros(len(y), 1, dtype=torch.bool, device=y.device)
+            for self.iterations in range(1, _ITERATIONS + 1):
+                new = goal - self.g.linearised(x, weights, embedding)[0]
+                now = (new - x).abs().amax(1, keepdim=True) <= tolerance
+                x, there = torch.where(there, x, new), there | now
+                if bool(there.all()):
+                    return x.to(y)
         raise LikelyError("The inverse of a residual map was not found.", "Its parameters are not finite: train with a smaller lr.")

@@ -2,11 +2,11 @@ r"""Continuous normalizing flow: data are carried to noise along an ordinary dif
 
     dz/dt = f(z, t),  z(0) = u,      log p(u) = log N(z(1); 0, I) + int_0^1 tr df/dz dt
 
-f is a small MLP, trained by maximum likelihood through a few Runge-Kutta steps. Any f is invertible: the equation
-is solved backwards to sample. The trace is exact for up to 16 entries and Hutchinson's estimate
+f is a small MLP, trained by maximum likelihood through a few Runge-Kutta steps between times drawn at random. Any f is invertible: the
+equation is solved backwards to sample. The trace is exact for up to 16 entries and Hutchinson's estimate
 beyond, by signs that are a function of the seed and the row.
 
-A solved equation is never exact. log_prob takes twice the steps, and says how much that changed log p;
+A solved equation is never exact. log_prob takes steps that fit each row, and says how much ten times the tolerance changes it;
 its kind is `numerical`, and where the trace is estimated it carries a standard error. With
 discrete data it is a bound (of a single draw, or of exact traces) or, where traces that are estimates are averaged as
 probabilities over several draws, an estimate.
@@ -35,13 +35,14 @@ __all__ = ["ContinuousFlow"]
 
 _PROBES = 8  # of Hutchinson's trace in log_prob
 _DRAWS = 8  # dequantizations that evaluation affords
+_COARSER = 10.0  # how much more a second solve tolerates, to tell the error
 
 
 class ContinuousFlow(Invertible):
-    """A flow in time, by Runge-Kutta steps of order 4.
+    """A flow in time.
 
     Args:
-        steps: in training and sampling; log_prob takes twice as many.
+        steps: in training.
         width, depth: of the velocity's net.
     """
 
@@ -76,13 +77,15 @@ class ContinuousFlow(Invertible):
             self.bound_draws = _DRAWS  # type: ignore[misc]
 
     def density(self, u: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
-        """log p(u) by 2 n steps, and how far n steps are from it."""
-        carried, steps = self.carried, self.carried.steps
+        """log p(u) to the tolerance, and how far ten times the tolerance is from it."""
+        carried, tolerance = self.carried, self.carried.tolerance
         probes = None if carried.exact else carried.signs(noise.uniform(_PROBES, carried.dims)[: len(u)])
         v, log_det = self.before(u)
-        coarse, fine = (carried.passage(v, given, probes, n) for n in (steps, 2 * steps))
+        fine, coarse = (carried.passage(v, given, probes, each) for each in (tolerance, _COARSER * tolerance))
         nats, less = (log_normal(p.z) + p.log_det.mean(1) + log_det for p in (fine, coarse))
-        how = f"Runge-Kutta, {2 * steps} steps, twice as many as before changed log p by {(nats - less).abs().mean().item():.1e}"
+        calls, change = (fine.calls + coarse.calls).double().mean().item(), (nats - less).abs().mean().item()
+        how = f"differential equation, tolerance {tolerance:g}, {calls:.0f} calls; "
+        how += f"{_COARSER:g} times the tolerance changed log p by {change:.1e}"
         if probes is None:
             return LogProb(nats, "numerical", how=how)
         stderr = fine.log_det.std(1) / math.sqrt(_PROBES)

@@ -53,7 +53,7 @@ class IntegerFlow(Model, Likelihood, Coded):
         layers: couplings in each stage; none by default, for where it was measured the gradient through rounding cost
             more than shifts gained: then f is the identity and the stages are the model.
         components: of the mixtures.
-        width, depth, dropout: of the nets.
+        width, depth, dropout: of the nets; those of more than 256 entries of a grid are convolutional, 32 channels wide if small.
 
     Raises: UsageError for entries without a finite number of levels.
     """
@@ -86,7 +86,9 @@ class IntegerFlow(Model, Likelihood, Coded):
         per = space.dims // len(space.supports)
         supports = [_integer(s) for s in space.supports for _ in range(per)]
         self.register_buffer("levels", torch.tensor([float(s.levels) for s in supports]))
-        self._net = {"size": size, "given": given, "dropout": chosen["dropout"], "width": chosen["width"], "depth": chosen["depth"]}
+        sized = chosen if self._dense else {"width": width, "depth": depth, "dropout": dropout}  # convolutions have sizes of their own
+        options = {name: sized[name] for name in ("width", "depth", "dropout") if sized[name] is not None}
+        self._net = {"size": size, "given": given, **options}
         parts, here = [], torch.ones(space.dims, dtype=torch.bool)
         for leaves in _leaving(space, chosen["stages"]):
             couplings = Chain([self._coupling(here, i) for i in range(chosen["layers"])] if bool((here & ~leaves).any()) else [])
@@ -95,9 +97,13 @@ class IntegerFlow(Model, Likelihood, Coded):
             here = here & ~leaves
         self.stages = nn.ModuleList(parts)
 
+    @property
+    def _dense(self) -> bool:
+        return self.space.layout == "columns" or self.space.dims <= _VECTOR_UP_TO
+
     def _built(self, moves: Tensor, out: int) -> nn.Module:
         """A net that says `out` numbers of each entry that `moves`."""
-        if self.space.layout == "columns" or self.space.dims <= _VECTOR_UP_TO:
+        if self._dense:
             return net(Space.reals(self.space.dims), "coupling", out=out, moves=moves, **self._net)
         inner = net(Space.grid(*self.space.shape), "coupling", out=out, moves=moves.view(self.space.shape), **self._net)
         return _OnGrid(self.space.shape, inner)

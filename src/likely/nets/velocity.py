@@ -28,10 +28,10 @@ class VelocityMLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, z: Tensor, t: float, embedding: Tensor | None, along: Tensor) -> tuple[Tensor, Tensor]:
-        """f [B, dims], and (df/dz) v of directions v = `along` [B or 1, n, dims], [B, n, dims]."""
-        angle = t * torch.pi * torch.arange(1, _FREQUENCIES + 1, device=z.device, dtype=z.dtype)
-        time = torch.cat([z.new_tensor([t]), angle.sin(), angle.cos()])[None]
+    def forward(self, z: Tensor, t: Tensor, embedding: Tensor | None, along: Tensor) -> tuple[Tensor, Tensor]:
+        """f [B, dims] at times t [B or 1], and (df/dz) v of directions v = `along` [B or 1, n, dims], [B, n, dims]."""
+        angle = t[:, None] * torch.pi * torch.arange(1, _FREQUENCIES + 1, device=z.device, dtype=z.dtype)
+        time = torch.cat([t[:, None], angle.sin(), angle.cos()], 1)
         condition = time if embedding is None else torch.cat([time.expand(len(z), -1), embedding], 1)
         film = self.film(condition).unflatten(1, (self.depth, 2, -1))
         h, v = z, along
