@@ -212,7 +212,7 @@ def test_labels_missing_for_some_rows(tmp_path):
     _fails("1 of 13 examples have no label", path, given="b")
     assert load(path, given="b", missing_labels="drop").card["dropped_without_label"] == 1
     _fails("nothing to condition on called 'label'", "moons", given="label")
-    _fails("Captions cannot be read yet", np.zeros((9, 2, 2)), given="caption")
+    _fails("nothing to condition on called 'caption'", np.zeros((9, 2, 2)), given="caption")
     _fails("Got 2 labels for 9 examples", (np.zeros((9, 2, 2)), [0, 1]))
     _fails("Not one example has a label", (np.zeros((9, 2, 2)), [None] * 9), given="label")
 

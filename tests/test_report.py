@@ -89,11 +89,14 @@ def test_numbers_for_people():
 
 def test_report_is_one_file_that_asks_for_nothing(rows, tmp_path):
     (tmp_path / "models/gan").mkdir(parents=True)
-    (tmp_path / "models/gan/gallery.json").write_text(json.dumps({"kind": "images", "png": PIXEL, "count": 3}))
+    (tmp_path / "models/gan/gallery.json").write_text(
+        json.dumps({"kind": "images", "png": PIXEL, "count": 3, "given": ["a <red> cat", "b"]})
+    )
     page = write_report(rows, tmp_path).read_text()
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", page)
     assert set(re.findall(r'(?:src|href)="(.)', page)) <= {"d", "#"}
     assert f"data:image/png;base64,{PIXEL}" in page
+    assert "a &lt;red&gt; cat · b" in page
     assert len(page) < 500_000
 
 

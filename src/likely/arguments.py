@@ -37,8 +37,10 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 SizeOption = Annotated[str, typer.Option("--size", help="tiny, small or base: one dial of size.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-GivenOption = Annotated[str | None, typer.Option("--given", help="What to condition on: label, or columns of a table.", show_default=False)]
-ValuesOption = Annotated[str | None, typer.Option("--given", help="Values to condition on: label=3.", show_default=False)]
+_CONDITIONS = "What to condition on: label, caption, or columns of a table."
+GivenOption = Annotated[str | None, typer.Option("--given", help=_CONDITIONS, show_default=False)]
+_VALUES = "Values to condition on: label=3, or 'caption=a red square'."
+ValuesOption = Annotated[str | None, typer.Option("--given", help=_VALUES, show_default=False)]
 
 _READING = "How DATA is read"
 WeightsOption = Annotated[

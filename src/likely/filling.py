@@ -149,8 +149,10 @@ def _read(
     reading = reading_options(model, {name: value for name, value in how.items() if name in READING})
     literal = fitted.space.textual and isinstance(source, str)  # a text, also where it reads like a built-in set's name
     source = source if literal else built_in_test(source, model)
-    gapped = sources.gapped(source, known, fitted.space, fitted.given_space, gap=gap, boxes=boxes, **reading)
-    values = expand_given(as_given(given, fitted), len(gapped.x))
+    values = as_given(given, fitted)
+    wanted = fitted.given_space if values is None else None
+    gapped = sources.gapped(source, known, fitted.space, wanted, gap=gap, boxes=boxes, **reading)
+    values = expand_given(values, len(gapped.x))
     return _Case(fitted, gapped, gapped.given if values is None else values, own, reading)
 
 

@@ -57,21 +57,23 @@ def vary(
     check_options(that_draws(fitted).vary, own, "vary", without=("strength",))
     if out is not None:
         sources.check_path(out, fitted.space, overwrite=overwrite)
-    split = _read(model, fitted, source, {name: value for name, value in how.items() if name in READING})
-    values = expand_given(as_given(given, fitted), len(split.x))
+    values = as_given(given, fitted)
+    reading = {name: value for name, value in how.items() if name in READING}
+    split = _read(model, fitted, source, fitted.given_space if values is None else None, reading)
+    values = expand_given(values, len(split.x))
     x = _drawn(fitted, Split(split.x, split.given if values is None else values), strength, draws, seed, progress, own)
     if out is not None:
         _write(x, fitted.space, source, draws, Path(out), overwrite=overwrite)
     return x
 
 
-def _read(model: Model | str | Path, fitted: Model, source: Any, reading: dict[str, Any]) -> Split:
+def _read(model: Model | str | Path, fitted: Model, source: Any, given: Space | None, reading: dict[str, Any]) -> Split:
     if source is None:
         raise UsageError("Nothing says what to vary.", "Pass a file.")
     source = Split(source) if isinstance(source, Tensor) else built_in_test(source, model)
     if isinstance(source, Split):
         return source.apart()
-    return sources.read_split(source, fitted.space, fitted.given_space, **reading_options(model, reading))
+    return sources.read_split(source, fitted.space, given, **reading_options(model, reading))
 
 
 def _drawn(

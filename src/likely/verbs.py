@@ -228,20 +228,20 @@ def score(
 def _split_to_score(model: Model | str | Path, fitted: Model, source: Any, given: Any, read: dict[str, Any]) -> Split:
     """The examples, with the values of `given` that were passed, else with those that their source holds."""
     values = as_given(given, fitted)
-    split = _found_to_score(model, fitted, source, read)
+    split = _found_to_score(model, fitted, source, read, fitted.given_space if values is None else None)
     if values is not None:
         split = Split(split.x, expand_given(values, len(split.x)), split.stream)
     return split.apart()
 
 
-def _found_to_score(model: Model | str | Path, fitted: Model, source: Any, read: dict[str, Any]) -> Split:
+def _found_to_score(model: Model | str | Path, fitted: Model, source: Any, read: dict[str, Any], given: Space | None) -> Split:
     source = built_in_test(source, model)
     if isinstance(source, Split):
         return source
     if isinstance(source, Tensor):
         return Split(source)
     if source is not None:
-        return sources.read_split(source, fitted.space, fitted.given_space, **reading_options(model, read))
+        return sources.read_split(source, fitted.space, given, **reading_options(model, read))
     if not (card := card_of(model)):
         raise UsageError("Nothing to score.", "Pass data, or the folder of a model that was stored with its data's card.")
     return sources.rebuild(card).test

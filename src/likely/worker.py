@@ -75,7 +75,7 @@ def run(task: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> dict[st
     given = data.test.given[:few] if data.test.given is not None else None
     with torch.no_grad():
         drawn, _ = draw(fitted.model, given, len(given) if given is not None else few, row["seed"] + 1)
-    (out / "gallery.json").write_text(json.dumps(gallery(data.space, drawn.x)))
+    (out / "gallery.json").write_text(json.dumps(gallery(data.space, drawn.x, data.given, drawn.given)))
     (out / "row.json").write_text(json.dumps(measured.to_json(), indent=1))
     fixed = {name: row[name] for name in ("model", "size", "seed", "options", "folder", "settings", "given")}
     return {**measured.to_json(), **fixed}

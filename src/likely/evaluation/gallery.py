@@ -3,6 +3,8 @@
 {"kind": "images", "png": base64, "columns": c}   {"kind": "points", "xy": [[x, y], ...]}
 {"kind": "sets", "sets": [[[x, y], ...], ...]}, of points of more dimensions the first two
 {"kind": "table", "columns": [...], "rows": [[...], ...]}   {"kind": "text", "excerpts": [...]}
+
+Images that are conditioned on labels, numbers or texts have those, too: "given": [...].
 """
 
 import base64
@@ -24,10 +26,11 @@ IMAGES, ROWS, COLUMNS, POINTS, EXCERPTS, SETS = 24, 5, 12, 500, 3, 6
 _LARGEST = 64  # pixels of a thumbnail's longer side
 
 
-def gallery(space: Space, x: Tensor) -> dict[str, Any]:
-    """The first examples of x in a form that can be shown."""
+def gallery(space: Space, x: Tensor, given_space: Space | None = None, given: Tensor | None = None) -> dict[str, Any]:
+    """The first examples of x in a form that can be shown, images with what they are `given`, one row each."""
     if space.layout == "grid":
-        return {"kind": "images", "png": _strip(space, x[: images(space)]), "count": min(len(x), images(space))}
+        told = [] if given_space is None or given is None else _conditions(given_space, given[: images(space)])
+        return {"kind": "images", "png": _strip(space, x[: images(space)]), "count": min(len(x), images(space)), "given": told}
     if space.layout == "set":
         return {"kind": "sets", "sets": [_points(row) for row in x[:SETS]]}
     if space.layout == "sequence" and space.nominals:
@@ -38,6 +41,15 @@ def gallery(space: Space, x: Tensor) -> dict[str, Any]:
     names = [s.name or f"x{i}" for i, s in enumerate(shown)]
     rows = [[_cell(s, v) for s, v in zip(shown, row)] for row in x[:ROWS].tolist()]
     return {"kind": "table", "columns": names, "rows": rows, "more": len(space.supports) - len(shown)}
+
+
+def _conditions(space: Space, given: Tensor) -> list[str]:
+    """A caption, or the values of each row; images and real series are left out."""
+    if space.layout == "sequence" and space.nominals:
+        return [_text(space, row) for row in given]
+    if space.layout != "columns":
+        return []
+    return [", ".join(_cell(s, v) for s, v in zip(space.supports, row, strict=True)) for row in given.tolist()]
 
 
 def _points(x: Tensor) -> list[list[float]]:

@@ -22,6 +22,7 @@ def about(data: "Data", given: str | None, **settings: Any) -> dict[str, Any]:
     from likely.evaluation.gallery import gallery
     from likely.evaluation.quality import examples, floors, held_out
 
+    shown = held_out(data, min(500, len(data.test)))
     return {
         "data": data.name,
         "given": given,
@@ -32,7 +33,7 @@ def about(data: "Data", given: str | None, **settings: Any) -> dict[str, Any]:
         "entropy": _entropy(data),
         "uniform": _uniform(data),
         "floors": floors(data, examples(data)),
-        "gallery": gallery(data.space, held_out(data, min(500, len(data.test))).x),
+        "gallery": gallery(data.space, shown.x, data.given, shown.given),
         "settings": settings,
         "machine": machine(),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},

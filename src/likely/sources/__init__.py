@@ -5,6 +5,7 @@ A reader turns one kind of source into `Examples`; the way from there to the spl
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -132,8 +133,8 @@ def load(
             bytes or a list of strings; an array or tensor [n, ...], or a pair (examples, labels); a list of point
             sets; a DataFrame of pandas, polars or arrow; a map-style torch dataset.
         levels: number of values 0..levels-1 of integers; for images, what 256 are reduced to.
-        given: what the model is conditioned on: "label", column names of a table, or an array with a row per
-            example; None, the default, leaves labels out and columns in.
+        given: what the model is conditioned on: "label", "caption", column names of a table, an array with a row per
+            example, or a list with a caption per example; None, the default, leaves labels out and columns in.
         seed: of the split (and of generated data).
         layout: "grid", "nhwc", "sequence", "columns" or "set", where the shape of an array does not say enough.
         window: length of the training examples of a text, in bytes (or tokens).
@@ -234,7 +235,8 @@ def _read_images(path: Path, options: "Options") -> "Examples":
     images, files = import_module("likely.sources.images"), import_module("likely.sources.files")
     if path.is_dir():
         return images.image_examples(files.list_files(path), path, options)
-    return images.image_examples([path], path.parent, options)
+    beside = import_module("likely.sources.captions").files_beside(path)
+    return images.image_examples([path, *beside], path.parent, options)
 
 
 def _read_table(path: Path, options: "Options") -> "Examples":
@@ -294,7 +296,12 @@ def _read_array(source: Any, options: "Options") -> "Examples":
 
 
 def _into_data(found: "Examples", options: "Options", name: str, told: str) -> "Data":
-    if hasattr(options.given, "shape"):
+    captions = import_module("likely.sources.captions")
+    held = [] if found.label_space is None else [s.name for s in found.label_space.supports]
+    if captions.are_captions(options.given, held):
+        found = captions.captioned(found, options.given)
+        options = replace(options, given=found.labels)
+    elif hasattr(options.given, "shape"):
         found = import_module("likely.sources.arrays").label_examples(found, options.given)
     return import_module("likely.sources.examples").into_data(found, options, name, told)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from likely.errors import DataError, UsageError, nearest
+from likely.sources.captions import asked_for, captioned
 from likely.sources.examples import Examples, Options
 from likely.space import Space, Support, from_grid
 
@@ -43,15 +44,18 @@ def array_examples(array: Any, options: Options, labels: Any = None) -> Examples
     layout = _layout(array, options.layout)
     if layout == "set" and (missing := np.isnan(array) if array.dtype.kind == "f" else array == -1).any():
         present = ~missing.all(2)
-        return _labelled(ragged_examples([row[there] for row, there in zip(array, present, strict=True)], options), labels)
+        return _labelled(ragged_examples([row[there] for row, there in zip(array, present, strict=True)], options), labels, options)
     _check_finite(array)
     array = _arranged(array, layout)
     space, x, notes = _typed(array, layout, options)
-    return _labelled(Examples(space, x, notes=notes), labels)
+    return _labelled(Examples(space, x, notes=notes), labels, options)
 
 
-def _labelled(found: Examples, labels: Any) -> Examples:
-    return found if labels is None else label_examples(found, labels)
+def _labelled(found: Examples, labels: Any, options: Options) -> Examples:
+    """With labels if there are any, as captions where those are asked for."""
+    if labels is None:
+        return found
+    return captioned(found, list(labels)) if asked_for(options.given) else label_examples(found, labels)
 
 
 def label_examples(examples: Examples, labels: Any) -> Examples:

@@ -27,6 +27,7 @@ PERMUTED = "numpy.random.default_rng(seed).permutation of {}: test the last fift
 
 
 _UNCONDITIONAL = "Leave `given` out to fit p(x)."
+_CAPTIONS = "Put photo.txt beside photo.png, or a metadata.csv with columns file_name and text into the folder; or pass a list of strings."
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def _conditioned(examples: Examples, options: Options) -> tuple[Examples, dict[s
     asked = {options.given} if isinstance(options.given, str) else set(options.given) if isinstance(options.given, list | tuple) else set()
     held = [] if examples.label_space is None else [s.name for s in examples.label_space.supports]
     if examples.labels is None or examples.label_space is None or not asked <= {"label", *held}:
-        hint = "Captions cannot be read yet." if options.given == "caption" else f"It has: {', '.join(held)}." if held else _UNCONDITIONAL
+        held += ["caption"] if "caption_files" in examples.notes else []
+        hint = _CAPTIONS if "caption" in asked else f"It has: {', '.join(held)}." if held else _UNCONDITIONAL
         raise DataError(f"This source has nothing to condition on called '{options.given}'.", hint)
     if examples.known is None or bool(examples.known.all()):
         return examples, {}

@@ -3,7 +3,7 @@
 What pillow decodes becomes 8-bit grey or RGB by these rules, and the card counts where they were used:
 the EXIF orientation is applied; palettes, CMYK and other colour models become RGB; 16-bit grey keeps its
 upper 8 bits; transparent pixels are laid over white; of an animation the first frame is taken. All images
-are grey if every one is, and RGB otherwise. Labels are the names of the sub-folders.
+are grey if every one is, and RGB otherwise. Labels are the names of the sub-folders, or captions (see `captions`).
 """
 
 import struct
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from likely.errors import DataError
+from likely.sources.captions import asked_for, caption_files, captioned, captions_of
 from likely.sources.examples import Examples, Options
 from likely.space import Space
 
@@ -44,7 +45,9 @@ def image_examples(paths: Sequence[Path], folder: Path, options: Options) -> Exa
         `MOST_PIXELS`, or if more than 5 % of the files are damaged.
     """
     images = [p for p in paths if is_image(p)]
-    counts: Counter[str] = Counter({"other_files": len(paths) - len(images)})
+    texts, tables = caption_files(paths, images)
+    told = len(set(texts.values())) + len(tables)
+    counts: Counter[str] = Counter({"other_files": len(paths) - len(images) - told, "caption_files": told})
     decoded, damaged = decode_all(images, counts)
     if not decoded:
         raise DataError(f"{folder} holds no image that can be read.", f"Damaged: {', '.join(damaged[:3])}." if damaged else "")
@@ -54,7 +57,20 @@ def image_examples(paths: Sequence[Path], folder: Path, options: Options) -> Exa
     space = Space.grid(x.shape[1], x.shape[2], x.shape[3], levels)
     notes: dict[str, Any] = {"files": len(decoded), "skipped_damaged": damaged, **counts}
     found = Examples(space, x, group=groups if len(decoded) > 1 else None, notes={k: v for k, v in notes.items() if v})
-    return _placed(found, [p.relative_to(folder).parts for p in decoded], groups)
+    found = _placed(found, [p.relative_to(folder).parts for p in decoded], groups)
+    return _with_captions(found, captions_of(paths, images), list(decoded), groups, options) if asked_for(options.given) else found
+
+
+def _with_captions(found: Examples, captions: dict[Path, str], images: Sequence[Path], groups: Tensor, options: Options) -> Examples:
+    """The caption of its whole image with each example, in place of labels; nothing where no image has one."""
+    bare = replace(found, labels=None, label_space=None, known=None)
+    if not captions:
+        return bare
+    lost = [image for image in images if not captions.get(image, "").strip()]
+    if lost and options.missing_labels != "drop":
+        hint = "Write them, or fit without these images: --missing-labels drop (missing_labels=)."
+        raise DataError(f"{len(lost)} of {len(images)} images have no caption, such as {lost[0]}.", hint)
+    return captioned(bare, [captions.get(image) for image in images], groups)
 
 
 def decode_all(paths: Sequence[Path], counts: Counter[str]) -> tuple[dict[Path, np.ndarray], list[str]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from likely.dataset import Split
 from likely.errors import DataError, nearest
+from likely.sources.captions import CAPTION, fitting
 from likely.sources.columns import Column, frame_columns, read_columns
 from likely.sources.examples import Examples, Options
 from likely.sources.tables import encode, spelt_columns
@@ -32,8 +33,9 @@ def read(source: Any, space: Space, **options: Any) -> Tensor:
 
 
 def read_split(source: Any, space: Space, given: Space | None, **options: Any) -> Split:
-    """The same with the values of `given` that the source itself holds: columns of a table, labels, sub-folders of images."""
-    wanted = Options(**{"levels": space.levels if space.layout == "grid" else None, **options})
+    """The same with the values of `given` that the source itself holds: columns of a table, labels, sub-folders or captions of images."""
+    captions = CAPTION if given is not None and given.layout == "sequence" else None
+    wanted = Options(**{"levels": space.levels if space.layout == "grid" else None, "given": captions, **options})
     split = _table(source, space, given, wanted) if space.layout == "columns" else _other(source, space, given, wanted)
     if space.layout == "grid" and isinstance(source, str | PathLike):
         _check_size(split.x, space)
@@ -102,6 +104,8 @@ def _other(source: Any, space: Space, given: Space | None, options: Options) -> 
 
 def _labels(found: Examples, given: Space) -> Tensor | None:
     """The labels of examples as codes of `given`; None where there are none, or of some other kind."""
+    if given.layout == "sequence" and found.labels is not None:
+        return fitting(found.labels, given)
     if found.labels is None or found.label_space is None or len(given.supports) != 1 or given.supports[0].kind != "nominal":
         return None
     if found.known is not None and not bool(found.known.all()):
