@@ -22,8 +22,9 @@ def given_values(given: dict[str, Any] | str, space: Space | None) -> Tensor:
     if space is None:
         raise UsageError("This model is unconditional, p(x); it takes no `given`.", "Fit one with --given.")
     text = space.layout == "sequence"
-    pairs = given if isinstance(given, dict) else dict(_pair(part) for part in ([given] if text else given.split(",")))
     names = [s.name or (CAPTION if text else f"x{i}") for i, s in enumerate(space.supports)]
+    example = f"{names[0]}=a red square" if text else "label=3"
+    pairs = given if isinstance(given, dict) else dict(_pair(part, example) for part in ([given] if text else given.split(",")))
     for name in pairs:
         if name not in names:
             raise UsageError(f"The model is not conditioned on '{name}'.", nearest(name, names))
@@ -45,10 +46,10 @@ def _strings(value: Any, space: Space) -> Tensor:
     return fitting(padded(texts, max(map(len, texts))), space)
 
 
-def _pair(part: str) -> tuple[str, str]:
+def _pair(part: str, example: str) -> tuple[str, str]:
     name, sign, value = part.partition("=")
     if not sign:
-        raise UsageError(f"'{part}' is not of the form name=value.", "For example: label=3.")
+        raise UsageError(f"'{part}' is not of the form name=value.", f"For example: {example}.")
     return name.strip(), value.strip()
 
 
