@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Likelihood
 from likely.logprob import LogProb
-from likely.model import Likelihood, Model, Recipe
+from likely.model import Model, Recipe
 from likely.noise import Noise
 from likely.space import Space
 

@@ -16,7 +16,8 @@ SOURCE = Path(likely.__file__).parent
 LAYERS = [
     ["errors", "names", "logprob", "noise", "support", "relaxation", "pointsets", "space", "__init__"],
     ["dataset"],
-    ["model", "distribution"],
+    ["model"],
+    ["abilities", "distribution"],
     ["heads", "nets", "bijections", "solve", "coding", "decoding"],
     ["stepwise", "dynamic", "completion", "own_order", "dequantization"],
     ["ancestral", "invertible"],

@@ -7,12 +7,12 @@ import torch
 from scipy import stats
 
 from likely import families
+from likely.abilities import Likelihood
 from likely.dataset import Data, Split
 from likely.decoding import Filter
 from likely.errors import UsageError
 from likely.evaluation.stretch import BLOCK, stretch_bits
 from likely.families.autoregressive import Autoregressive
-from likely.model import Likelihood
 from likely.nets import NETS
 from likely.space import Space, Support
 

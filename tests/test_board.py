@@ -13,13 +13,14 @@ import torch
 from rich.console import Console
 
 from likely import board, families, worker
+from likely.abilities import ClosedForm, Likelihood
 from likely.board import compare
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.evaluation.row import Row, read_rows
 from likely.families import Family
 from likely.launch import Worker
-from likely.model import ClosedForm, Likelihood, Model
+from likely.model import Model
 from likely.report.terminal import Screen
 from likely.space import Space
 

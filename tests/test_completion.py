@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 import likely
+from likely.abilities import Filled
 from likely.checks import tiny_data
 from likely.completion import Numbers, Reference, Region
 from likely.enumeration import index_of
 from likely.errors import UsageError
-from likely.model import Filled
 from likely.noise import seeded
 from likely.solve.tempering import temper_particles
 from likely.space import Space, Support

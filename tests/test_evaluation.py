@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import likely
+from likely.abilities import Likelihood
 from likely.dataset import Data, Split
 from likely.evaluation.features import features
 from likely.evaluation.fidelity import memorisation, nearest, precision_recall
@@ -17,7 +18,7 @@ from likely.evaluation.quality import floors, quality
 from likely.evaluation.row import Row, read_rows, standing, write_rows
 from likely.evaluation.two_sample import _auc_stderr, classifier_test, energy_distance, kernel_mmd, pairwise
 from likely.logprob import LogProb
-from likely.model import Likelihood, Model
+from likely.model import Model
 from likely.space import Space, Support
 
 

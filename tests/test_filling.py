@@ -16,10 +16,10 @@ from scipy import stats
 
 import likely
 from likely import printing, verbs
+from likely.abilities import Filled
 from likely.errors import DataError, LikelyError, UsageError
 from likely.families.autoregressive import Autoregressive
 from likely.filling import Edited, edit
-from likely.model import Filled
 from likely.sources import patched_csv
 from likely.space import Space, Support
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from likely.abilities import Likelihood
 from likely.errors import UsageError
 from likely.families.gan import GAN
-from likely.model import Likelihood
 from likely.space import Space, Support
 
 REAL = Space.reals(2)

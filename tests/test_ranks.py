@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from likely import families
-from likely.model import ClosedForm
+from likely.abilities import ClosedForm
 
 HERE = Path(__file__).parent
 

@@ -7,12 +7,13 @@ import torch
 
 import likely
 from likely import families
+from likely.abilities import Latent, Likelihood
 from likely.checks import check_model, tiny_data
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.families import build, stacked
 from likely.logprob import LogProb
-from likely.model import Latent, Likelihood, Model
+from likely.model import Model
 from likely.noise import Noise, log_mean_exp
 from likely.space import Space
 

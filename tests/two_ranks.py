@@ -7,8 +7,8 @@ import sys
 import torch
 
 from likely import families, train
+from likely.abilities import ClosedForm
 from likely.checks import tiny_data
-from likely.model import ClosedForm
 
 
 def weights_of(model):

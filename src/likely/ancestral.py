@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Fillable, Filled, Primed
 from likely.decoding import UNFILTERED, Filter, Stops
 from likely.errors import UsageError, nearest
-from likely.model import Fillable, Filled, Primed, evaluating, expand_given, in_precision
+from likely.model import evaluating, expand_given, in_precision
 from likely.nets.causal import OrderFree
 from likely.space import MISSING, Space
 from likely.stepwise import Conditionals, Weighted

@@ -173,7 +173,7 @@ class _Comparison:
 
     def _sorted(self, tasks: list[Row]) -> tuple[list[Row], list[Row]]:
         """Tasks that need no budget, and those that share it."""
-        from likely.model import ClosedForm
+        from likely.abilities import ClosedForm
 
         closed = [row for row in tasks if (cls := _family(row.model)) is not None and issubclass(cls, ClosedForm)]
         return closed, [row for row in tasks if row not in closed]

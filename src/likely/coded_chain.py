@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from likely.abilities import Coded
 from likely.coding import Codec, counts
 from likely.coding.bits_back import Chain, chained, in_groups, rungs
 from likely.errors import UsageError
-from likely.model import Coded, expand_given
+from likely.model import expand_given
 from likely.partly_known import PartlyKnown
 from likely.solve.posterior import Posterior
 

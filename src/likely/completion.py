@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from likely.model import Filled
+from likely.abilities import Filled
 from likely.solve.tempering import temper_particles
 from likely.space import MISSING, Space, Support, to_grid
 

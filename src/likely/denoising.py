@@ -17,8 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from likely.abilities import Traced, Varied
 from likely.errors import UsageError, nearest
-from likely.model import Model, Traced, Varied, evaluating, expand_given
+from likely.model import Model, evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.known import Knowledge
 from likely.nets.partial import Told

@@ -9,7 +9,8 @@ from torch.distributions import Distribution, constraints
 from likely.errors import UsageError
 
 if TYPE_CHECKING:
-    from likely.model import Likelihood, Model
+    from likely.abilities import Likelihood
+    from likely.model import Model
     from likely.space import Space
 
 __all__ = ["ModelDistribution"]
@@ -47,7 +48,7 @@ class ModelDistribution(Distribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]  # a class attribute of torch's
-        from likely.model import Reparameterised
+        from likely.abilities import Reparameterised
 
         return isinstance(self.model, Reparameterised) and _real(self.model.space)
 
@@ -88,7 +89,7 @@ class ModelDistribution(Distribution):
 
         Raises: UsageError where there are none: see `has_rsample`.
         """
-        from likely.model import Reparameterised
+        from likely.abilities import Reparameterised
 
         if not isinstance(self.model, Reparameterised) or not _real(self.model.space):
             raise UsageError("Draws of this model have no gradient.", "Use sample(); reals of an invertible map have one.")

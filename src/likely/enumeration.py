@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from likely.abilities import Likelihood
 from likely.dataset import Data, Split, Truth
 from likely.logprob import LogProb
-from likely.model import Likelihood
 from likely.space import Space, Support
 
 __all__ = ["Claim", "Room", "claimed", "enumerable_data", "index_of", "shared_error", "tiny_data"]

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from likely import sources, store
+from likely.abilities import Fillable, Filled
 from likely.errors import UsageError
 from likely.evaluation.measure import device_of
 from likely.inputs import READING, as_given, as_model, built_in_test, check_options, reading_options, space_of
-from likely.model import Fillable, Filled, Model, expand_given
+from likely.model import Model, expand_given
 from likely.noise import seeded
 from likely.sources.files import suffix
 from likely.space import MISSING, Space

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from likely import families, sources, store
+from likely.abilities import Combined
 from likely.dataset import Data
 from likely.errors import UsageError, nearest
-from likely.model import Combined, Model
+from likely.model import Model
 from likely.space import Space
 
 __all__ = [

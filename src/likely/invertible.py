@@ -14,12 +14,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from likely.abilities import Fillable, Filled, Latent, Likelihood, Reparameterised, Starts
 from likely.bijections import Bijection, chunks
 from likely.completion import REFERENCE, complete
 from likely.dequantization import Dequantizer
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Fillable, Filled, Latent, Likelihood, Model, Reparameterised, Starts, evaluating, expand_given
+from likely.model import Model, evaluating, expand_given
 from likely.noise import Noise
 from likely.own_order import fill_by_own_order
 from likely.space import Relaxed, Space

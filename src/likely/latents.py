@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from likely import pointsets, sources
+from likely.abilities import Latent
 from likely.errors import UsageError
 from likely.inputs import as_given, as_model, card_of
-from likely.model import Latent, Model, evaluating, expand_given
+from likely.model import Model, evaluating, expand_given
 from likely.noise import seeded
 from likely.solve.coupling import assigned
 from likely.verbs import families_with

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from likely import store
+from likely.abilities import ClosedForm, Coded, Fillable, Latent, Likelihood
 from likely.ancestral import Ancestral
 from likely.coding import Stack
 from likely.dataset import Data
 from likely.enumeration import Claim, Room, claimed, index_of, shared_error
 from likely.errors import DataError, LikelyError, UsageError
 from likely.logprob import LogProb
-from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model
+from likely.model import Model
 from likely.nets.causal import OrderFree
 from likely.noise import seeded
 from likely.stepwise import Conditionals

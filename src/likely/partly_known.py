@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Fillable, Filled
 from likely.denoising import CHUNK, Denoising, rows
 from likely.errors import UsageError, nearest
-from likely.model import Fillable, Filled, evaluating
+from likely.model import evaluating
 from likely.nets import net as build_net
 from likely.nets.partial import PartlyShown, Shown, Told
 from likely.noise import Noise

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from likely import pointsets
+from likely.abilities import Latent
 from likely.errors import UsageError
 from likely.logprob import Kind, LogProb
-from likely.model import Latent, Model, evaluating, expand_given, in_precision
+from likely.model import Model, evaluating, expand_given, in_precision
 from likely.nets.partial import Told
 from likely.noise import Noise, log_mean_exp
 from likely.solve.denoise import Denoise

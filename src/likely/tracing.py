@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likely.abilities import Traced
 from likely.errors import UsageError
 from likely.inputs import as_given, as_model, check_options
-from likely.model import Model, Traced
+from likely.model import Model
 from likely.noise import seeded
 from likely.verbs import families_with
 

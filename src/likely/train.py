@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from likely import families, store
+from likely.abilities import ClosedForm, Combined, Phase, Tuned, Weighted
 from likely.dataset import Data
 from likely.errors import TrainingError, UsageError
-from likely.model import ClosedForm, Combined, Model, Phase, Tuned, Weighted
+from likely.model import Model
 from likely.noise import row_hash, seeded
 from likely.space import Space
 from likely.training.budget import Budget

@@ -23,10 +23,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from likely.abilities import Likelihood
 from likely.coded_chain import CodedChain
 from likely.denoising import rows
 from likely.logprob import LogProb
-from likely.model import Likelihood, evaluating, expand_given
+from likely.model import evaluating, expand_given
 from likely.nets.conditioning import expand_like
 from likely.nets.gamma import LearntShape
 from likely.nets.partial import Told

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from likely import sources
+from likely.abilities import Varied
 from likely.dataset import Split
 from likely.errors import UsageError
 from likely.evaluation.measure import device_of
 from likely.inputs import READING, as_given, as_model, built_in_test, check_options, reading_options, that_draws
-from likely.model import Model, Varied, expand_given
+from likely.model import Model, expand_given
 from likely.noise import seeded
 from likely.space import Space
 from likely.verbs import families_with

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from likely import families, sources, store, train
+from likely.abilities import ClosedForm, Coded, Fillable, Latent, Likelihood, Primed, Traced, Varied, Weighted
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.evaluation.measure import held_out_bits, log_prob
 from likely.inputs import as_data, as_given, as_model, built_in_test, card_of, check_options, reading_options, that_draws
 from likely.logprob import of_text
-from likely.model import ClosedForm, Coded, Fillable, Latent, Likelihood, Model, Primed, Traced, Varied, Weighted, expand_given
+from likely.model import Model, expand_given
 from likely.noise import seeded
 from likely.space import Space
 from likely.variational_bound import Terms, VariationalBound

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from likely.abilities import Likelihood
 from likely.dataset import Data, Split
 from likely.evaluation.quality import EXAMPLES, Floors, examples, held_out, quality
 from likely.evaluation.row import Row
 from likely.logprob import Bits, LogProb, bits, format_bits
-from likely.model import Likelihood, Model
+from likely.model import Model
 from likely.noise import seeded
 
 __all__ = ["draw", "evaluate", "held_out_bits", "log_prob"]

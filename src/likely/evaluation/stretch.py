@@ -14,10 +14,10 @@ import math
 import torch
 from torch import Tensor
 
+from likely.abilities import Likelihood, Primed
 from likely.dataset import Data
 from likely.errors import DataError
 from likely.logprob import Bits, LogProb, of_text
-from likely.model import Likelihood, Primed
 
 __all__ = ["BLOCK", "stretch_bits"]
 

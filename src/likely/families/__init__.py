@@ -237,7 +237,7 @@ def tuned_from(start: "Model", name: str, **options: Any) -> "Model":
 
     Raises: UsageError if their nets differ.
     """
-    from likely.model import Tuned
+    from likely.abilities import Tuned
 
     known = option_names(family_class(name))
     kept = {option: value for option, value in start.config["options"].items() if option in known}

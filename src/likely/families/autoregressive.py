@@ -35,13 +35,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from likely.abilities import Coded, Likelihood, Stepwise
 from likely.ancestral import Ancestral
 from likely.coding import Codec, autoregressive
 from likely.dynamic import Turned, adapting, along
 from likely.errors import UsageError, nearest
 from likely.heads import Coupled, Heads
 from likely.logprob import LogProb
-from likely.model import Coded, Likelihood, Model, Recipe, Stepwise, evaluating
+from likely.model import Model, Recipe, evaluating
 from likely.nets import default
 from likely.nets import net as build_net
 from likely.nets.causal import CausalNet, OrderFree

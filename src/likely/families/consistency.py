@@ -28,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Tuned
 from likely.errors import UsageError
-from likely.model import Model, Recipe, Tuned, evaluating, expand_given
+from likely.model import Model, Recipe, evaluating, expand_given
 from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise

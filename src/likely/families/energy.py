@@ -33,9 +33,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Likelihood, Starts
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Likelihood, Model, Recipe, Starts, expand_given
+from likely.model import Model, Recipe, expand_given
 from likely.nets import net
 from likely.noise import Noise, row_hash, seeded
 from likely.solve.ais import Annealed, anneal, temper

@@ -28,10 +28,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from likely.abilities import ClosedForm, Coded, Fillable, Filled, Likelihood
 from likely.coding import Codec, categorical, columns, prefixed
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Coded, Fillable, Filled, Likelihood, Model
+from likely.model import Batches, Model
 from likely.noise import Noise
 from likely.solve.boxes import Boxes
 from likely.solve.counts import Counts, uniform

@@ -29,12 +29,13 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Coded, Likelihood
 from likely.bijections import Chain
 from likely.bijections.integer import ModularCoupling, on_unit_scale
 from likely.coding import Codec, Stack, categorical
 from likely.heads.mixtures import LogisticMixture
 from likely.logprob import LogProb
-from likely.model import Coded, Likelihood, Model, Recipe, evaluating, expand_given
+from likely.model import Model, Recipe, evaluating, expand_given
 from likely.nets import net
 from likely.noise import Noise
 from likely.space import MISSING, Space, Support

@@ -35,11 +35,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from likely.abilities import Fillable, Filled, Likelihood, Traced
 from likely.decoding import Filter
 from likely.errors import UsageError, nearest
 from likely.heads import Heads
 from likely.logprob import LogProb
-from likely.model import Fillable, Filled, Likelihood, Model, Recipe, Traced, evaluating, expand_given
+from likely.model import Model, Recipe, evaluating, expand_given
 from likely.nets import net as build_net
 from likely.noise import Noise
 from likely.solve.absorbing import AbsorbingNoise

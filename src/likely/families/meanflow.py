@@ -31,10 +31,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Likelihood, Tuned
 from likely.denoising import Plan, See
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Likelihood, Model, Recipe, Tuned
+from likely.model import Model, Recipe
 from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise

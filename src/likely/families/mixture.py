@@ -23,12 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import ClosedForm, Coded, Combined, Likelihood, Phase, Stepwise
 from likely.ancestral import Ancestral
 from likely.coding import Codec, strings
 from likely.dataset import Data
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Coded, Combined, Likelihood, Model, Phase, Stepwise
+from likely.model import Batches, Model
 from likely.noise import Noise
 from likely.space import Space
 from likely.stepwise import Conditionals

@@ -29,11 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from likely.abilities import ClosedForm, Coded, Likelihood, Stepwise
 from likely.ancestral import Ancestral
 from likely.coding import Codec, strings
 from likely.errors import UsageError, nearest
 from likely.logprob import LogProb
-from likely.model import Batches, ClosedForm, Coded, Likelihood, Model, Stepwise
+from likely.model import Batches, Model
 from likely.noise import Noise
 from likely.solve import backoff, contexts
 from likely.solve.labels import label_count, label_of

@@ -28,10 +28,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from likely.abilities import Likelihood
 from likely.denoising import check_words
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Likelihood, Recipe
+from likely.model import Recipe
 from likely.nets.partial import Told
 from likely.noise import Noise
 from likely.partly_known import PartlyKnown

@@ -35,10 +35,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Amortised, ClosedForm, Combined, Latent, Likelihood, Phase, Varied
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.logprob import Kind, LogProb, compose
-from likely.model import Amortised, ClosedForm, Combined, Latent, Likelihood, Model, Phase, Varied, expand_given
+from likely.model import Model, expand_given
 from likely.noise import Noise, log_mean_exp
 from likely.space import Relaxed, Space
 

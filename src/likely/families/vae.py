@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
+from likely.abilities import Amortised, Likelihood
 from likely.errors import UsageError
 from likely.heads import Heads
 from likely.logprob import LogProb
-from likely.model import Amortised, Likelihood, Model, Recipe, evaluating, expand_given
+from likely.model import Model, Recipe, evaluating, expand_given
 from likely.nets import net as build_net
 from likely.noise import Noise, log_mean_exp
 from likely.space import Relaxed, Space

@@ -17,13 +17,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import ClosedForm, Likelihood
 from likely.bijections import Chain
 from likely.dataset import Data, Split
 from likely.enumeration import Room
 from likely.health.mass import enumerable
 from likely.health.report import Reading, Subject, Verdict
 from likely.laws import LawBroken, Trial, rows_are_independent, samples_follow
-from likely.model import ClosedForm, Likelihood
 from likely.space import MISSING, Space
 
 __all__ = ["far", "gradients", "rows", "samples"]

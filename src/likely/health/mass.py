@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from likely.abilities import Likelihood
 from likely.enumeration import Room, claimed
 from likely.errors import DataError
 from likely.health.report import Reading, Subject, by_size
-from likely.model import Likelihood
 from likely.space import Space
 
 __all__ = ["enumerable", "quadrature", "total"]

@@ -24,9 +24,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from likely.abilities import Fillable, Filled, Likelihood, Weighted
 from likely.errors import UsageError
 from likely.logprob import LogProb
-from likely.model import Batches, Fillable, Filled, Likelihood, Model, Weighted
+from likely.model import Batches, Model
 from likely.noise import Noise
 from likely.solve.labels import component_weights, label_count, label_of, labelled
 from likely.solve.numbers import HeavyTailed, Numbers

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likely.abilities import Starts
 from likely.dataset import Data, Split
 from likely.errors import TrainingError
-from likely.model import Model, Recipe, Starts
+from likely.model import Model, Recipe
 from likely.noise import reseed, seeded
 from likely.training.budget import Budget
 from likely.training.checkpoint import Checkpoints
