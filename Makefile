@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format bench-setup bench docs-benchmarks clean
+.PHONY: demo test unit test-slow lint format bench-setup bench docs-benchmarks clean
 .DEFAULT_GOAL := demo
 
 # torch comes as the build that constraints.txt pins, in the same pip call as everything else.
@@ -21,8 +21,12 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Types are checked beside the tests, which take longer: so that no core waits.
+test: .venv/.ready  ## lint, types and the fast tests
+	$(MAKE) --jobs 2 lint unit
+
 # One thread for each of the processes: tests are small, and more would only wait for each other.
-test: lint  ## lint, types and the fast tests
+unit: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: .venv/.ready  ## the full product of checks

@@ -180,7 +180,7 @@ def _mass_by_quadrature(model: Likelihood, room: Room) -> str | None:
     first = model.log_prob(torch.zeros(1, 2))
     certain = first.kind != "lower bound" and first.stderr is None  # more draws would be the same
     times = 1 if first.kind == "exact" or room.draws < 100 else 6
-    draws, side = (1, 321 if first.kind == "exact" else 49) if certain else (max(2, room.draws // 5), 65)
+    draws, side = (1, 321 if first.kind == "exact" else 33 if room.draws < 100 else 49) if certain else (max(2, room.draws // 5), 65)
     line, masses = torch.linspace(-6, 6, side), []
     grid, cell = torch.cartesian_prod(line, line), (line[1] - line[0]).double()
     for turn in range(times if certain else 1):
