@@ -53,6 +53,8 @@ def test_maps_return_and_have_the_determinant_of_autograds_jacobian(name, space)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_draws_carry_gradients_through_the_inverse(name):
     flow = _shaken(FAMILIES[name](Space.reals(3), size="tiny")).double()
+    if isinstance(flow, ContinuousFlow):
+        flow.carried.tolerance = 1e-6
     z = torch.randn(1, 3, dtype=torch.float64)
     inverse = torch.autograd.functional.jacobian(lambda v: flow.map.inverse(v)[0][0], z)[:, 0]
     x = flow.map.inverse(z)[0].detach()
@@ -164,7 +166,7 @@ def test_a_numerical_density_tells_its_error_and_its_probes():
     with torch.no_grad():
         claim, again, alone = flow.log_prob(x), flow.log_prob(x), flow.log_prob(x[2:3])
     assert claim.kind == "numerical"
-    assert "tolerance 1e-05" in claim.how
+    assert "tolerance 0.0001" in claim.how
     assert "8 probes" in claim.how
     assert claim.stderr is not None
     assert (claim.stderr > 0).all()

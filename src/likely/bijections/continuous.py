@@ -47,7 +47,7 @@ class Continuous(Bijection):
         exact_up_to: entries for which the trace is exact.
     """
 
-    def __init__(self, dims: int, velocity: VelocityMLP, *, steps: int, tolerance: float = 1e-5, exact_up_to: int = 16) -> None:
+    def __init__(self, dims: int, velocity: VelocityMLP, *, steps: int, tolerance: float = 1e-4, exact_up_to: int = 16) -> None:
         super().__init__()
         self.velocity, self.dims, self.steps, self.tolerance, self.exact = velocity, dims, steps, tolerance, dims <= exact_up_to
 
