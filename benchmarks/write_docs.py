@@ -242,30 +242,42 @@ def diffusion_speed():
 
 
 def diffusion_quality():
-    found = newest("diffusion_quality", "library", "budget_cpu_seconds", "seed")
+    found = newest("diffusion_quality", "library", "budget_cpu_seconds", "samples", "seed")
     budget = max(r["budget_cpu_seconds"] for r in found)
     runs = defaultdict(list)
     for r in (r for r in found if r["budget_cpu_seconds"] == budget):
-        runs[r["library"]].append(r)
+        runs[r["library"], r["samples"]].append(r)
     rows = []
-    for name, each in sorted(runs.items(), key=lambda item: mean(r["c2st"] for r in item[1])):
+    for (name, samples), each in sorted(runs.items(), key=lambda item: mean(r["c2st"] for r in item[1])):
         r = each[0]
         likelihood = f"{SYMBOLS[r['kind']]} {mean(r['bits'] for r in each):.3f} ± {r['stderr']:.3f} ({r['n']})" if "bits" in r else ""
         quality = [spread_of([r[key] for r in each], digits) for key, digits in (("energy", 4), ("c2st", 3))]
         speeds = [f"{mean(r[key] for r in each):,.0f}" for key in ("samples_per_s", "train_images_per_s")]
         shown = f"**{name}**" if "bits" in r else name
-        rows.append([shown, f"{r['parameters']:,}", str(len(each)), *quality, f"{r['sampler']}, {r['calls']}", *speeds, likelihood])
+        drawn = [f"{samples:,}", str(len(each))]
+        rows.append([shown, f"{r['parameters']:,}", *drawn, *quality, f"{r['sampler']}, {r['calls']}", *speeds, likelihood])
     one = next(iter(runs.values()))[0]
     floor = one["floor"]
     text = (
-        f"8x8 images after {budget:g} CPU seconds of training, batches of 64, {one['samples']} samples against 360 test images: energy "
+        f"8x8 images after {budget:g} CPU seconds of training, batches of 64, samples against 360 test images: energy "
         f"distance (training images instead: {floor['energy']:.4f}) and held-out accuracy of an RBF support vector machine (training "
         f"images instead: {floor['c2st']:.3f}; .5 is best); mean and deviation over seeds. Samples and training images per CPU "
         "second. Bits/dim of test images with the standard error of one run, their number in brackets: bounds, or those of the "
         "differential "
         "equation. `make bench-setup && python benchmarks/diffusion_quality.py --seconds S --seed K`"
     )
-    head = ["library", "parameters", "seeds", "energy distance", "told apart", "sampler, calls", "samples/s", "train/s", "test bits/dim"]
+    head = [
+        "library",
+        "parameters",
+        "samples",
+        "seeds",
+        "energy distance",
+        "told apart",
+        "sampler, calls",
+        "samples/s",
+        "train/s",
+        "test bits/dim",
+    ]
     parts = [section("Diffusion, samples of digits", text, head, rows, one)]
     for s in (r["shortcuts"] for r in found if r["budget_cpu_seconds"] == budget and "shortcuts" in r):
         parts.append(
