@@ -149,18 +149,15 @@ class Flow(Invertible):
         residual: bool = True,
     ) -> None:
         super().__init__(space, given=given, size=size)
-        chosen = {
-            "structure": structure,
-            "transform": transform,
-            "mixing": mixing,
-            "masks": masks,
-            "marginals": marginals,
-            "normalise": normalise,
-            "dequantization": dequantization,
-        }
-        for option, word in chosen.items():
-            if word not in self.words[option]:
-                raise UsageError(f"Unknown {option} '{word}'.", nearest(word, self.words[option]))
+        self._check_words(
+            structure=structure,
+            transform=transform,
+            mixing=mixing,
+            masks=masks,
+            marginals=marginals,
+            normalise=normalise,
+            dequantization=dequantization,
+        )
         shape = space.relaxed.shape
         if dropout is None and (math.prod(shape) <= _FEW_ENTRIES or structure == "inverse"):
             dropout = 0.0
@@ -184,6 +181,11 @@ class Flow(Invertible):
         self.map = Chain([*_MARGINALS[marginals](space), *body])
         if dequantization == "variational":
             self.dequantizer = Dequantizer(space, Spline(self._bins), **self._net)
+
+    def _check_words(self, **chosen: str) -> None:
+        for option, word in chosen.items():
+            if word not in self.words[option]:
+                raise UsageError(f"Unknown {option} '{word}'.", nearest(word, self.words[option]))
 
     def _vector(self, shape: tuple[int, ...]) -> list[Bijection]:
         dims = math.prod(shape)
