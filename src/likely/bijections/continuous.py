@@ -6,7 +6,7 @@ The trace is exact, sum_d e_d . (df/dz) e_d, for up to `exact_up_to` entries, an
 Hutchinson's estimate, the mean over K random signs e of e . (df/dz) e, which is unbiased: the signs are those of a row for the whole solve.
 
 A few steps of equal length are no way to learn f: a net finds velocities whose error at these very steps looks like likelihood, and what it
-then claims is no density (1.8 was the sum of one). In training the steps' ends are drawn at random, so that errors do not add up to
+then claims is no density (one summed to 1.9 +- .1). In training the steps' ends are drawn at random, so that errors do not add up to
 anything to be learnt; otherwise each row is solved by steps of its own, to a tolerance (`solve.adaptive`), in double precision.
 
 References:
