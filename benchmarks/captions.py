@@ -114,7 +114,7 @@ def of_test(model: Any, data: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = options(__doc__ or "", seconds=180)
-    parser.add_argument("--model", default="diffusion(width=16, drop=0.1)")
+    parser.add_argument("--model", default="flow-matching(width=16, drop=0.1)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 3.0])
     parser.add_argument("--out", type=Path, help="keep the model there")

@@ -1,6 +1,7 @@
 """Captions of images: read from both places, refused by name where they are wrong, written by a person, learnt from and drawn by."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import likely
 from likely import families
 from likely.errors import DataError, UsageError
 from likely.evaluation.gallery import gallery
+from likely.nets.reader import hashed_words
 from likely.sources import given_values, load, read_split
+from likely.sources.captions import padded
 from likely.space import Space
 
 WORDS = ("a cat", "two dogs, running", "étude")
@@ -225,6 +228,16 @@ def test_guidance_by_captions_goes_from_the_unconditional_model_to_the_condition
     assert (conditional[0] - model.denoiser(values[[1, 0]])(z, t)[0][0]).abs().max() > 1e-3
 
 
+def test_bytes_of_a_word_share_a_number_wherever_it_stands():
+    numbers = hashed_words(padded([b"a red square", b"Square: red!"], 14)).tolist()
+    (a, none, red), square = numbers[0][:3], numbers[0][6]
+    assert none == 0
+    assert len({0, a, red, square}) == 4
+    assert numbers == [[a, 0, red, red, red, 0, *[square] * 6, 0, 0], [*[square] * 6, 0, 0, red, red, red, 0, 0, 0]]
+    (umlaut,) = hashed_words(padded(["über".encode()], 5)).tolist()  # five bytes
+    assert umlaut == [umlaut[0] or 1] * 5
+
+
 def test_a_stored_model_is_sampled_scored_edited_and_shown_by_captions(run, tmp_path):
     folder = beside(tmp_path / "photos", 12)
     fit = ("fit", folder, "diffusion", "--given", "caption", "--size", "tiny", "--drop", ".2", "--steps", 2, "--out", tmp_path / "m")
@@ -236,7 +249,9 @@ def test_a_stored_model_is_sampled_scored_edited_and_shown_by_captions(run, tmp_
     assert "3 examples" in out
     code, out, err = run("score", tmp_path / "m", folder)
     assert code == 0, err
-    assert "over 12 examples" in out
+    mean = re.search(r"mean <= ([\d.]+) \+- ([\d.]+) bits/dim over 12 examples", out)
+    assert mean
+    assert 0 < float(mean[2]) < float(mean[1])
     photo, edited = folder / "0.png", tmp_path / "b.png"
     assert run("edit", tmp_path / "m", photo, "--strength", ".5", "--given", "caption=a cat", "--out", edited)[0] == 0
     assert edited.is_file()

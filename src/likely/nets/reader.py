@@ -21,6 +21,9 @@ from likely.space import Space
 __all__ = ["CrossAttention", "Reader", "RecurrentReader", "required"]
 
 
+_WORDS, _FACTOR, _MIX = 4096, 1_000_003, 0x1E3779B97F4A7C15  # rows of the table; numbers of the hash, odd
+
+
 class CrossAttention(nn.Module):
     """Attention of tokens to a memory, of their own width unless said otherwise, some of whose places may be empty."""
 
@@ -54,19 +57,39 @@ class _Block(nn.Module):
         return h + self.down(F.gelu(self.up(self.norm_2(h))))
 
 
+def hashed_words(given: Tensor) -> Tensor:
+    """For each byte of strings [B, S] padded with -1 a number below 4096 that its word shares; 0 where there is none.
+
+    Words are what blanks and punctuation of ASCII part, in lower case of ASCII. Few words share a number.
+    """
+    codes, places = given + 32 * ((given >= 65) & (given <= 90)), torch.arange(given.shape[1], device=given.device)
+    inside = ((codes >= 97) & (codes <= 122)) | ((codes >= 48) & (codes <= 57)) | (codes >= 128)
+    begins = inside & ~F.pad(inside[:, :-1], (1, 0))
+    place = places - torch.where(begins, places, 0).cummax(1).values
+    terms = (codes + 1) * torch.full_like(places, _FACTOR).cumprod(0)[place]  # int64 wraps around
+    word = begins.cumsum(1)
+    sums = torch.zeros_like(F.pad(codes, (0, 1))).scatter_add(1, word, terms * inside).gather(1, word)
+    return torch.where(inside, 1 + ((sums * _MIX) >> 40).remainder(_WORDS - 1), 0)
+
+
 class Reader(nn.Module):
-    """A bidirectional transformer: given [B, S] -> (memory [B, 1 + S, width], which places are filled)."""
+    """A bidirectional transformer: given [B, S] -> (memory [B, 1 + S, width], which places are filled).
+
+    Bytes are seen with the words that they are in.
+    """
 
     def __init__(self, space: Space, width: int, *, depth: int = 2) -> None:
         super().__init__()
         heads = math.gcd(width // 2, 4)
         self.symbol = nn.Embedding(space.supports[0].levels + 1, width)  # the last begins every sequence
+        self.word = nn.Embedding(_WORDS, width) if space.supports[0].levels == 256 else None
         self.positions = Positions(space, "sinusoidal", width=width, heads=heads, head_width=width // heads)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, given: Tensor) -> tuple[Tensor, Tensor]:
         h, filled = _embedded(self.symbol, given)
+        h = h if self.word is None else h + self.word(F.pad(hashed_words(given), (1, 0)))
         added = self.positions.added(torch.arange(h.shape[1], device=h.device), h.dtype)
         h = h if added is None else h + added
         for block in self.blocks:
