@@ -9,7 +9,7 @@ import torch
 
 from likely.bijections import Additive, Affine, Logit, MixtureCDF, Softplus, Spline
 from likely.bijections.monotone import log_ndtri
-from likely.errors import DataError, LikelyError
+from likely.errors import DataError, LikelyError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,25 @@ def test_the_inverse_of_a_mixture_is_certified(base, scale):
     x, _ = mixture.inverse(y, raw)
     residual = (mixture(x, raw)[0] - y).abs() * (-mixture(x, raw)[1]).exp()  # in x
     assert (residual <= 1e-12 * (1 + x.abs())).all()
+
+
+@pytest.mark.parametrize("base", ["logistic", "normal"])
+def test_far_out_a_mixture_is_a_line_whose_inverse_and_slopes_are_known(base):
+    mixture, x = MixtureCDF(8, base), torch.tensor([[-1e30, -1e8, -9.9e3, 9.9e3, 1.1e4, 1e8, 1e30]])
+    raw = (2 * torch.randn(1, mixture.size, 7, dtype=torch.float64)).requires_grad_()
+    y, log_derivative = mixture(x.double(), raw)
+    back, log_inverse = mixture.inverse(y, raw)
+    torch.testing.assert_close(back, x.double(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(log_inverse, -log_derivative, rtol=0, atol=1e-3)
+    (left,) = torch.autograd.grad((back / x).sum(), raw)  # the parameters cancel
+    assert left.abs().max() < 1e-3
+
+
+def test_a_spline_has_no_more_bins_than_there_is_room_for():
+    for bins in (0, 1000, 2000):
+        with pytest.raises(UsageError, match=f"cannot have {bins} bins"):
+            Spline(bins)
+    assert Spline(999).size == 2996
 
 
 def test_a_mixture_with_bad_parameters_is_an_error_and_no_endless_search():

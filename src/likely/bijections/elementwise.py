@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from likely.bijections.base import no_volume
+from likely.errors import UsageError
 
 __all__ = ["Affine", "Compiled", "Elementwise", "Spline", "arrays", "compilable", "with_graph"]
 
@@ -191,11 +192,20 @@ class Spline(Compiled):
 
     `least` bounds widths and heights (as a share of the interval) and slopes from below, and so
     the condition of the inverse. Compiled: `rational_quadratic`; as tensor operations: `formula`.
+
+    Raises: UsageError for so many bins of that width that they are wider than the interval.
     """
 
     bins: int = 8
     bound: float = 4.0
     least: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.bins < 1 or self.bins * self.least >= 1:
+            most = math.ceil(1 / self.least) - 1
+            raise UsageError(
+                f"A spline cannot have {self.bins} bins.", f"Each has {self.least:g} of the interval at least: give 1 to {most}."
+            )
 
     @property
     def size(self) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from likely.bijections.base import Bijection, per_example
+from likely.bijections.tails import tails
 from likely.space import Space
 
 __all__ = ["Gaussianise", "histograms", "places_by_grid", "smoothed_histogram"]
@@ -127,5 +128,6 @@ def places_by_grid(space: Space, levels_up_to: float = math.inf) -> dict[tuple[i
 
 
 def histograms(space: Space) -> list[Bijection]:
-    """A layer that Gaussianises complete ordinals of few levels, for each grid that some of them share."""
-    return [Gaussianise(space.relaxed.shape, places, *grid) for grid, places in places_by_grid(space, _LEVELS_UP_TO).items()]
+    """A layer that Gaussianises complete ordinals of few levels, for each grid that some of them share, and one for tails."""
+    shape, grids = space.relaxed.shape, places_by_grid(space, _LEVELS_UP_TO)
+    return [*(Gaussianise(shape, places, *grid) for grid, places in grids.items()), *tails(space)]

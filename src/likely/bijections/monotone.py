@@ -16,6 +16,7 @@ The inverse needs no gradient and no start: the quantile of a mixture lies betwe
     min_k m_k + s_k y  <=  x  <=  max_k m_k + s_k y,
 
 and Newton steps on y, halved to the bracket where they leave it, shrink that bracket. A last step carries the gradient.
+Beyond |x| = 1e4, where the tails have long been linear and logarithms of F would lose digits, the map goes on along its tangents.
 
 References:
     | NICE: Non-linear independent components estimation (Dinh et al., 2014) | https://arxiv.org/abs/1410.8516
@@ -38,6 +39,7 @@ from likely.errors import LikelyError
 __all__ = ["Additive", "MixtureCDF", "log_ndtri"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_FAR = 1e4
 _STEPS = 200  # halving alone takes 64 to the last bit of a float64; Newton far fewer
 
 
@@ -143,24 +145,37 @@ class MixtureCDF(Elementwise):
         return y, density - _log_normal(y)
 
     def __call__(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_derivative = self._apply(x.double(), self._mixture(raw))
+        x64 = x.double()
+        near = x64.clamp(-_FAR, _FAR)
+        y, log_derivative = self._apply(near, self._mixture(raw))
+        y = y + (x64 - near) * log_derivative.exp()
         return y.to(x.dtype), log_derivative.to(x.dtype)
 
     def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         mixture, goal = self._mixture(raw), y.double()
+        near = self._before_tangents(goal, mixture)
         with torch.no_grad():
-            root = self._root(goal, mixture)
+            root = self._root(near, mixture)
         value, log_derivative = self._apply(root, mixture)
-        x = root + (goal - value) * (-log_derivative).exp().detach()  # of no size, but with the gradient of the implicit function
-        return x.to(y.dtype), -self._apply(x, mixture)[1].to(y.dtype)
+        x = root + (near - value) * (-log_derivative).exp().detach()  # of no size, but with the gradient of the implicit function
+        x = torch.where(near == goal, x, torch.copysign(torch.full_like(x, _FAR), goal - near))
+        log_derivative = self._apply(x, mixture)[1]
+        x = x + (goal - near) * (-log_derivative).exp()
+        return x.to(y.dtype), -log_derivative.to(y.dtype)
+
+    def _before_tangents(self, y: Tensor, mixture: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """y, or the end of a tangent that it lies on."""
+        if not bool((_ends(y, mixture).abs() > _FAR).any()):
+            return y
+        low, high = (self._apply(torch.full_like(y, end), mixture)[0] for end in (-_FAR, _FAR))
+        return torch.minimum(torch.maximum(y, low), high)
 
     def _root(self, y: Tensor, mixture: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """x with y(x) = y to the last bits: a bracketed Newton iteration, in float64.
 
-        Raises: LikelyError if the bracket has not closed, which no finite parameters bring about.
+        Raises: LikelyError if the bracket has not closed, which no finite parameters and values bring about.
         """
-        _, means, scales = mixture
-        ends = means + scales.exp() * y[:, None]
+        ends = _ends(y, mixture)
         low, high = ends.amin(1), ends.amax(1)
         x = (low + high) / 2
         for _ in range(_STEPS):
@@ -173,5 +188,12 @@ class MixtureCDF(Elementwise):
             newton, middle = x + step, (low + high) / 2
             x = torch.where((newton > low) & (newton < high), newton, middle)
         raise LikelyError(
-            "The inverse of a mixture's distribution function was not found.", "Its parameters are not finite: train with a smaller lr."
+            "The inverse of a mixture's distribution function was not found.",
+            "Parameters or values are not finite: train with a smaller lr.",
         )
+
+
+def _ends(y: Tensor, mixture: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Quantiles of the components [B, components, n], between which that of the mixture lies."""
+    _, means, scales = mixture
+    return means + scales.exp() * y[:, None]
