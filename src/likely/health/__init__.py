@@ -90,5 +90,5 @@ def _examples(model: Model | str | Path, fitted: Model, data: Any) -> Split:
             return sources.load(data, given=card_of(model).get("options", {}).get("given")).test.apart()
         return sources.read_split(data, fitted.space, fitted.given_space, **reading_options(model, {})).apart()
     if not (card := card_of(model)):
-        raise UsageError("Nothing to check the model on.", "Pass data, or the folder of a model that was stored with its data's card.")
+        raise UsageError("Nothing to check the model on.", "Pass data (--data of `likely show`), or a folder that holds its data's card.")
     return sources.rebuild(card).test.apart()

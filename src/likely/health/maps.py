@@ -29,8 +29,9 @@ __all__ = ["SCALES", "base_mass", "log_determinant", "onto", "precision", "round
 
 SCALES = (1, 3, 10, 100)
 _ROWS, _DRAWS = 64, 512
+_BARELY = 0.1  # of what counts as returned
 _MOST_DIMS = 1024  # for a Jacobian
-_RETURNED = 0.05  # from itself, relative to its size, a noise counts as returned
+_RETURNED, _ROUGHLY = 1e-3, 0.05  # from itself, relative to its size, a noise counts as returned: in float64; in float32, or solved for
 
 
 def _double(model: Invertible) -> Bijection:
@@ -135,12 +136,14 @@ def precision(subject: Subject) -> Iterator[Reading]:
     yield Reading("precision", "float32 from float64, data", f"log p differs by {error:.1e} nats", by_size(error, 0.01, 1.0))
 
 
-def _returned(mapping: Bijection, z: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which noise comes back, and the sum of both log-determinants."""
+def _returned(subject: Subject, mapping: Bijection, z: Tensor) -> tuple[Tensor, Tensor]:
+    """How far noise is from itself when it comes back, in shares of what counts as returned, [n]; the sum of both log-determinants."""
+    assert isinstance(subject.model, Invertible)
+    given, solved = _given(subject, len(z), z.dtype), subject.model.log_prob(subject.x[:1], _head(subject)).kind == "numerical"
     u, inverse = mapping.inverse(z, given)
     there, forward = mapping(u, given)
     gap = ((there - z).abs() / z.abs().clamp_min(1)).amax(1)
-    return gap < _RETURNED, forward + inverse  # False for NaN
+    return gap / (_ROUGHLY if solved or z.dtype == torch.float32 else _RETURNED), forward + inverse
 
 
 def onto(subject: Subject) -> Iterator[Reading]:
@@ -149,25 +152,27 @@ def onto(subject: Subject) -> Iterator[Reading]:
     mapping = _double(model)
     z = torch.randn(_DRAWS, model.latent.dims, dtype=torch.float64)
     for dtype, there in ((torch.float32, model.map), (torch.float64, mapping)):
-        back, _ = _returned(there, z.to(dtype), _given(subject, len(z), dtype))
-        lost = 1 - back.double().mean().item()
+        gap, _ = _returned(subject, there, z.to(dtype))
+        lost = 1 - (gap < 1).double().mean().item()  # NaN is lost
         yield Reading("onto", f"{str(dtype)[6:]}, {len(z)} draws of noise", f"{lost:.1%} do not return", by_size(lost, 0.002, 0.02))
     if bounded(model.space):
         return  # far noise is mapped within rounding of the ends of the range, by right
     for radius in (10.0, 100.0, 1000.0):
         far = (z * radius / z.norm(dim=1, keepdim=True))[:_ROWS]
-        back, _ = _returned(mapping, far, _given(subject, len(far), torch.float64))
-        lost = 1 - back.double().mean().item()
+        gap, _ = _returned(subject, mapping, far)
+        lost = 1 - (gap < 1).double().mean().item()
         yield Reading("onto", f"float64, noise at |z| = {radius:g}", f"{lost:.1%} do not return", "sound" if lost == 0 else "doubtful")
 
 
 def base_mass(subject: Subject) -> Iterator[Reading]:
+    """The error joins that of the mean, that a loss of less than one draw is not seen, and what returns by a hair."""
     model = subject.model
     assert isinstance(model, Invertible)
     z = torch.randn(4 * _DRAWS, model.latent.dims, dtype=torch.float64)
-    back, log_weight = _returned(_double(model), z, _given(subject, len(z), torch.float64))
-    weight = torch.where(back, log_weight, -math.inf).exp()
-    mean, error = weight.mean().item(), weight.std().item() / math.sqrt(len(weight))
+    gap, log_weight = _returned(subject, _double(model), z)
+    weight = torch.where(gap < 1, log_weight, -math.inf).exp()
+    barely = weight[gap > _BARELY].sum().item() / len(weight)
+    mean, error = weight.mean().item(), math.hypot(weight.std().item() / math.sqrt(len(weight)), 1 / len(weight), barely)
     effective = (weight.sum().square() / weight.square().sum()).item() if mean else 0.0
     told = f"{mean:.4f} +- {error:.4f}, {effective:.0f} effective of {len(z)}"
-    yield Reading("mass", "in the space of noise", told, by_size(abs(mean - 1), max(0.005, 3 * error), max(0.05, 5 * error)))
+    yield Reading("mass of the map", "in the space of noise", told, by_size(abs(mean - 1), max(0.005, 3 * error), max(0.05, 5 * error)))

@@ -2,8 +2,9 @@
 
 A space of few states is summed. A density of one or two reals is integrated by an adaptive rule over the whole line or plane; a
 fixed grid would miss what is narrower than its step. In more dimensions, and of bounds, which are noisy, draws come from a
-mixture q of normals about the data, some of them wide, and the mass is the mean of p / q; where the effective number of
-draws is small, nothing is said. None of these looks at an inverse or at a log-determinant: they see what `log_prob` says.
+mixture q of normals about the data, some of them wide, and of Student's t of two degrees of freedom, since a density may have
+heavy tails and the weights p / q then no variance. The mass is the mean of p / q; where the effective number of draws is small,
+nothing is said. None of these looks at an inverse or at a log-determinant: they see what `log_prob` says.
 
 References:
     | An adaptive algorithm for numerical integration over an N-dimensional rectangular region (Genz and Malik, 1980)
@@ -31,7 +32,9 @@ _HINTS = {1: 32, 2: 8}  # by dimensions
 _DRAWS = 4096
 _NOISES = 8  # of a bound
 _FEW = 50  # effective draws, of which fewer say nothing
-_BROAD = 0.25  # share of draws about the centre of all data, twice as wide as they are
+_BROAD = 0.2  # share of draws about the centre of all data, twice as wide as they are
+_HEAVY, _FREEDOM = 0.2, 2.0  # share of draws with heavy tails, of Student's t with so many degrees of freedom in each number
+_QUARTILES = 1.633  # from one to the other, of that t
 
 
 def enumerable(space: Space) -> bool:
@@ -124,11 +127,14 @@ def _by_importance(subject: Subject, density: Callable[[Tensor], Tensor], kind: 
     dims = u.shape[1]
     deviation = torch.linalg.cholesky(u.T.cov() + 1e-6 * torch.eye(dims, dtype=u.dtype))
     narrow = len(u) ** (-1 / (dims + 4))  # Scott's rule
-    wide = torch.rand(_DRAWS) < _BROAD
+    heavy, pick = _heavy_tailed(u), torch.rand(_DRAWS)
+    wide = pick < _BROAD
     about = torch.where(wide[:, None], u.mean(0), u[torch.randint(len(u), (_DRAWS,))])
     points = about + torch.where(wide, 2.0, narrow)[:, None] * (torch.randn(_DRAWS, dims, dtype=u.dtype) @ deviation.T)
+    points = torch.where((pick > 1 - _HEAVY)[:, None], heavy.sample((_DRAWS,)), points)
     near, far = _log_mixture(points, u, narrow * deviation), _log_mixture(points, u.mean(0)[None], 2 * deviation)
-    log_q = torch.logaddexp(math.log(1 - _BROAD) + near, math.log(_BROAD) + far)
+    parts = torch.stack([near, far, heavy.log_prob(points).sum(1)])
+    log_q = (parts + torch.tensor([[1 - _BROAD - _HEAVY], [_BROAD], [_HEAVY]]).log()).logsumexp(0)
     weight = torch.cat([density(part.view(-1, *space.shape)) for part in points.split(1024)]) / log_q.exp()
     mass, error = weight.mean().item(), weight.std().item() / math.sqrt(len(weight))
     effective = (weight.sum().square() / weight.square().sum()).item()
@@ -136,6 +142,12 @@ def _by_importance(subject: Subject, density: Callable[[Tensor], Tensor], kind: 
     if not effective >= _FEW:
         return Reading("mass", where, f"{mass:.3g} +- {error:.2g}{told}: too few to tell", "unknown")
     return _judged(where, mass, error, kind, told)
+
+
+def _heavy_tailed(u: Tensor) -> torch.distributions.StudentT:
+    """Of each number on its own, about its median and as wide as it is between its quartiles; u [n, dims] in standard deviations."""
+    low, middle, high = u.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=u.dtype), 0)
+    return torch.distributions.StudentT(_FREEDOM, middle, ((high - low) / _QUARTILES).clamp_min(0.1))
 
 
 def _log_mixture(points: Tensor, centers: Tensor, deviation: Tensor) -> Tensor:

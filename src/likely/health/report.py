@@ -20,6 +20,7 @@ _MEANING = {
     "precision": ("float32 is enough for log p", "log p has rounding errors of this size"),
     "onto": ("every noise comes from an example", "noise that comes from no example takes its share of the mass with it"),
     "mass": ("probabilities sum to one (a bound's to at most one)", "what is claimed is no probability, and does not compare"),
+    "mass of the map": ("the map keeps all mass of the reals that data are lifted to", "the map loses mass, or makes some"),
     "rows": ("log p of an example is its own", "log p depends on the batch that an example is in"),
     "far probes": ("log p is a number far out, too", "outliers have no usable log p"),
     "samples and density": ("what is drawn is what the density says", "samples are not from the density"),
