@@ -8,8 +8,10 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 import likely
+from likely import families
 from likely.errors import DataError, UsageError
-from likely.target import tail_shape
+from likely.space import Space
+from likely.target import TargetFit, tail_shape
 
 QUICK = {"steps": 150, "batch": 128, "samples": 4096, "progress": False, "layers": 3, "width": 24, "bins": 4}
 
@@ -111,5 +113,29 @@ def test_what_cannot_be_fitted_is_refused():
         likely.fit_target(lambda x: torch.full((len(x),), -math.inf), 2, **QUICK)
     with pytest.raises(UsageError, match="no invertible map"):
         likely.fit_target(gaussian, 3, "gmm", steps=1)
+    with pytest.raises(DataError, match=r"NaN or \+inf at \d+ of 128 draws"):
+        likely.fit_target(lambda x: x[:, 0].log(), 2, **QUICK)
+    with pytest.raises(UsageError, match="no gradient"):
+        likely.fit_target(lambda x: gaussian(x.detach()), 3, **QUICK)
+
+
+@pytest.mark.parametrize("dims", [0, True, -1])
+def test_dims_are_a_positive_integer(dims):
     with pytest.raises(UsageError, match="must be positive"):
-        likely.fit_target(gaussian, 0)
+        likely.fit_target(gaussian, dims)
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "doubt"),
+    [
+        (torch.zeros(1000), "as it should be"),
+        (torch.cat([torch.zeros(900), torch.full((100,), -math.inf)]), "p is 0 at 100 of the samples"),
+        (torch.cat([torch.zeros(900), torch.full((100,), -200.0)]), "nats below log Z"),
+        (torch.cat([torch.zeros(50), torch.full((950,), -4.5)]), "effective: q misses"),
+        (3 * torch.randn(1000, generator=torch.Generator().manual_seed(0)), "k is above 0.7"),
+    ],
+)
+def test_it_says_what_the_weights_hold_against_it(log_weights, doubt):
+    found = TargetFit(families.build("nsf", Space.reals(3), size="tiny"), torch.zeros(1000, 3), log_weights.double())
+    assert doubt in str(found)
+    assert ("as it should be" in str(found)) == (doubt == "as it should be")

@@ -23,7 +23,7 @@ References:
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from likely import families
 from likely.errors import DataError, UsageError
-from likely.invertible import Invertible
+from likely.invertible import Invertible, log_normal
 from likely.noise import seeded
 from likely.space import Space
 from likely.training.progress import Progress, ProgressCallback
@@ -44,6 +44,7 @@ _COLDEST = 0.05  # beta at which training begins
 _CLIP = 10.0
 _REPORT_SECONDS = 0.5
 _AT_ONCE = 2**18  # entries of samples that are weighed at once
+_FEW, _FAR = 0.1, 5.0  # share of effective samples below which, and nats between ELBO and log Z above which, q is no likeness of p
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,23 @@ class TargetFit:
         generator = torch.Generator().manual_seed(seed)
         return self.samples[torch.multinomial(self.weights, n, replacement=True, generator=generator)]
 
+    def doubts(self) -> Iterator[str]:
+        """What the weights hold against q, if anything."""
+        n, nowhere, gap = len(self.samples), int(self.log_weights.isneginf().sum()), self.log_z - self.elbo
+        if nowhere:
+            yield f"p is 0 at {nowhere} of the samples, so the ELBO is -inf"
+        elif not gap < _FAR:
+            yield f"the ELBO is {gap:.1f} nats below log Z: q is far from p"
+        if not self.effective >= _FEW * n:
+            yield f"{self.effective / n:.1%} of the samples are effective: q misses most of p"
+        if not self.k_hat < 0.7:
+            yield "k is above 0.7: the weights' tail is too heavy for the error to be relied on"
+
     def __str__(self) -> str:
-        n, k = len(self.samples), self.k_hat
-        trust = "as it should be" if k < 0.7 else "above 0.7: the weights' tail is too heavy for the error to be relied on"
         return (
             f"log Z about {self.log_z:.4f} +- {self.stderr:.4f} nats, in expectation from below; "
-            f"ELBO {self.elbo:.4f} +- {self.elbo_stderr:.4f} <= log Z; {self.effective:.0f} effective of {n} samples, k = {k:.2f} ({trust})"
+            f"ELBO {self.elbo:.4f} +- {self.elbo_stderr:.4f} <= log Z; {self.effective:.0f} effective of {len(self.samples)} samples, "
+            f"k = {self.k_hat:.2f} ({'; '.join(self.doubts()) or 'as it should be'})"
         )
 
 
@@ -142,10 +154,11 @@ def fit_target(
 
     Returns: a `TargetFit` with samples, log weights, log Z with its standard error, ELBO, effective sample size and tail.
 
-    Raises: UsageError for a family that is no invertible map; DataError for a log-density of another shape, or finite at no draw.
+    Raises: UsageError for a family that is no invertible map, or a log-density without a gradient; DataError for one of another shape, NaN
+        or +inf at any draw, or finite at none.
     """
-    if dims < 1 or steps < 1 or batch < 2 or samples < 2 or not 0 <= anneal <= 1:
-        raise UsageError("dims and steps must be positive, batch and samples 2 at least, anneal between 0 and 1.")
+    if type(dims) is not int or dims < 1 or steps < 1 or batch < 2 or samples < 2 or not 0 <= anneal <= 1:
+        raise UsageError("dims and steps must be positive integers, batch and samples 2 at least, anneal between 0 and 1.")
     with seeded(seed):
         flow = families.build(model, Space.reals(dims), size=size, **options)
         if not isinstance(flow, Invertible):
@@ -163,7 +176,12 @@ def _train(flow: Invertible, log_density: LogDensity, steps: int, batch: int, lr
         for step in range(steps):
             beta = min(1.0, _COLDEST + (1 - _COLDEST) * step / (anneal * steps)) if anneal else 1.0
             x = flow.rsample(batch)
-            loss = (_log_q_of_fixed_weights(flow, x) - beta * _checked(log_density(x), len(x))).nan_to_num(0.0, 0.0, 0.0).mean()
+            log_p = _checked(log_density(x), len(x))
+            if not log_p.requires_grad:
+                raise UsageError(
+                    "The log-density has no gradient by x.", "Compute it by torch from x itself, without detach, item or numpy."
+                )
+            loss = (_log_q_of_fixed_weights(flow, x) - beta * log_p).nan_to_num(0.0, 0.0, 0.0).mean()
             optimiser.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), _CLIP)
@@ -181,6 +199,8 @@ def _checked(nats: Tensor, n: int) -> Tensor:
     """log p of n draws. Where it is -inf, a draw says nothing of where to go."""
     if nats.shape != (n,):
         raise DataError(f"The log-density gave shape {tuple(nats.shape)} for {n} points, not [{n}].", "Return one value for each row of x.")
+    if wrong := int((nats.isnan() | nats.isposinf()).sum()):
+        raise DataError(f"The log-density is NaN or +inf at {wrong} of {n} draws.", "Return -inf where p is 0.")
     if not bool(nats.isfinite().any()):
         raise DataError("The log-density is finite at none of the flow's draws.", "Does it lie far from the origin? Shift and scale it.")
     return nats
@@ -190,7 +210,7 @@ def _log_q_of_fixed_weights(flow: Invertible, x: Tensor) -> Tensor:
     """log q(x) whose gradient flows through x alone."""
     fixed = {name: value.detach() for name, value in flow.map.named_parameters()}
     z, log_det = torch.func.functional_call(flow.map, fixed, (x,))
-    return log_det - 0.5 * (z.square() + math.log(2 * math.pi)).sum(1, dtype=torch.float64)
+    return log_det + log_normal(z)
 
 
 @torch.no_grad()
