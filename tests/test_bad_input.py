@@ -242,6 +242,16 @@ def test_arrays_with_nan_or_nothing():
     _fails(r"shape \(3, 2, 2, 2, 2\) cannot be read as grid", np.zeros((3, 2, 2, 2, 2)))
 
 
+def test_values_beyond_float32_are_named():
+    x = np.random.rand(12, 3)
+    x[4, 1] = -2.5e300
+    for layout in ("columns", "set"):
+        _fails(r"-2.5e\+300 \(at \(4, (0, )?1\)\), beyond the 3.4e38 of float32", x if layout == "columns" else x[:, None], layout=layout)
+    _fails("Column 1 has the value", x)
+    _fails("The array has the value", x[:, :, None, None], layout="grid")
+    _fails("Column 1 has the value", (np.zeros((12, 2)), x))
+
+
 def test_values_outside_the_levels():
     _fails(r"Values 0..5 are outside 0..3", np.arange(6).reshape(6, 1), levels=4)
     _fails("Values -1..4 are outside", np.arange(-1, 5).reshape(6, 1, 1))

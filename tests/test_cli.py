@@ -5,6 +5,7 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -398,3 +399,34 @@ def test_images_of_another_size_say_how_to_resize_them(run, tmp_path):
     assert "--resize 8" in err
     code, _, err = run("score", tmp_path / "m", tmp_path / "p.png", "--resize", 8)
     assert code == 0, err
+
+
+def test_draws_are_written_with_their_log_probabilities(run, tmp_path):
+    polars, folder = pytest.importorskip("polars"), tmp_path / "m"
+    assert run("fit", "moons", "flow", "--size", "tiny", "--steps", 10, "--out", folder)[0] == 0
+    code, out, err = run("sample", folder, "-n", 5, "--with-log-prob", "--out", tmp_path / "s.csv")
+    assert code == 0, err
+    x, log_prob = likely.sample(folder, 5, with_log_prob=True)
+    assert f"mean log p {log_prob.nats.mean():.3f} +- " in out
+    assert log_prob.kind == "exact"
+    torch.testing.assert_close(log_prob.nats, likely.open(folder).log_prob(x).nats, atol=1e-4, rtol=0)
+    rows = [line.split(",") for line in (tmp_path / "s.csv").read_text().splitlines()]
+    assert rows[0][-1] == "log_prob"
+    assert [float(row[-1]) for row in rows[1:]] == log_prob.nats.tolist()
+    assert run("sample", folder, "-n", 5, "--with-log-prob", "--out", tmp_path / "s.npz")[0] == 0
+    assert np.load(tmp_path / "s.npz")["log_prob"].tolist() == log_prob.nats.tolist()
+    assert run("sample", folder, "-n", 5, "--with-log-prob", "--out", tmp_path / "s.parquet")[0] == 0
+    assert polars.read_parquet(tmp_path / "s.parquet")["log_prob"].to_list() == log_prob.nats.tolist()
+    assert "means nothing" in run("sample", folder, "--between", "0,1", "--with-log-prob")[2]
+    assert run("fit", "moons", "vae", "--size", "tiny", "--steps", 1, "--out", tmp_path / "v")[0] == 0
+    assert "vae draws without log-probabilities" in run("sample", tmp_path / "v", "--with-log-prob", "--out", tmp_path / "v.csv")[2]
+
+
+def test_what_a_model_was_stored_without_is_asked_for_by_its_option(run, tmp_path):
+    likely.fit(likely.load(torch.randint(0, 4, (60, 1, 4, 4))), "diffusion", size="tiny", steps=1, out=tmp_path / "m", progress=False)
+    likely.save(likely.open(tmp_path / "m"), tmp_path / "bare")
+    for folder in ("m", "bare"):
+        for what in ("--terms", "--check"):
+            code, _, err = run("show", tmp_path / folder, what)
+            assert code in (2, 3)
+            assert "--data" in err

@@ -1,10 +1,13 @@
 """Every registered family, held to every law that applies, over every tiny data set of its layouts."""
 
 import pytest
+import torch
 
 import likely
 from likely import families
 from likely.checks import Room, check_model, tiny_data
+from likely.errors import DataError
+from likely.space import Space
 
 DATA = tiny_data()
 CASES = [(name, data) for name in families.FAMILIES for data in DATA if families.family_class(name).serves(DATA[data].space)]
@@ -46,6 +49,29 @@ def test_family_keeps_the_contract(name, data):
 def test_flow_keeps_the_contract_however_it_dequantizes(data, options):
     findings = check_model("flow", DATA[data], room=LEAST, **options)
     assert {"samples belong", "mass is one", "rows are independent"} <= {finding.law for finding in findings}
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "flow", "vae", "energy", "diffusion"])
+def test_given_is_a_row_for_each_example_or_one_for_all_and_in_range(name):
+    model = families.build(name, Space.grid(1, 2, 2, 4), given=Space.label(3), size="tiny").eval()
+    x, given = torch.randint(4, (5, 1, 2, 2)), torch.tensor([[0], [1], [2]])
+    with pytest.raises(DataError, match="Got 3 rows of `given` for 5 examples"):
+        model.log_prob(x, given)
+    assert torch.equal(model.log_prob(x, given[:1]).nats, model.log_prob(x, given[:1].expand(5, 1)).nats)
+    with pytest.raises(DataError, match="Got 3 rows of `given` for 5 examples"):
+        model.sample(5, given)
+    for label in (99, -1):
+        with pytest.raises(DataError, match=r"outside 0\.\.2"):
+            model.sample(1, torch.tensor([[label]]))
+
+
+@pytest.mark.parametrize("name", ["histogram", "flow", "energy", "vdm", "flow-matching"])
+def test_of_no_examples_there_are_no_likelihoods_of_their_kind(name):
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
+    model = families.build(name, Space.grid(1, 2, 2, 4), size="tiny").eval()
+    none, one = model.log_prob(x[:0]), model.log_prob(x)
+    assert none.nats.shape == (0,)
+    assert none.kind == one.kind
 
 
 @pytest.mark.slow

@@ -44,6 +44,11 @@ def test_shapes_are_those_of_torch(flow, conditional):
     assert wide.sample((2,)).shape == (2, 5, 1, 2)
 
 
+def test_it_says_which_model_it_is_and_its_shapes(conditional):
+    given = torch.tensor([[0], [1]])
+    assert repr(conditional.distribution(given)) == "ModelDistribution(flow of columns 2 of real, batch_shape=(2,), event_shape=(2,))"
+
+
 def test_log_prob_is_the_models_and_follows_given(conditional):
     given, x = torch.tensor([[0], [1], [2]]), torch.randn(7, 3, 2)
     with torch.no_grad():

@@ -122,3 +122,30 @@ def test_logits_of_images_keep_the_whole_mass():
     with torch.no_grad():
         nats = flow.log_prob(space.enumerate(), draws=4000).nats
     assert nats.exp().sum().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("flow", "bins", 0),
+        ("nsf", "width", 0),
+        ("flow", "layers", 0),
+        ("flow", "dropout", 1.5),
+        ("diffusion", "drop", 1.0),
+        ("residual", "blocks", 0),
+        ("gmm", "components", 0),
+        ("kde", "kernels", 0),
+        ("knn", "neighbours", 0),
+        ("gaussianization", "components", 0),
+        ("tarflow", "patch", 0),
+        ("cnf", "steps", 0),
+    ],
+)
+def test_counts_are_at_least_one_and_drops_below_it(name, option, value):
+    with pytest.raises(UsageError, match=f"Option '{option}' of {name} cannot be {value}"):
+        families.build(name, Space.reals(3), **{option: value})
+
+
+@pytest.mark.parametrize(("name", "option"), [("diffusion", "steps"), ("idf", "layers"), ("pca", "rank"), ("score", "noise_levels")])
+def test_0_is_taken_where_it_means_something(name, option):
+    families.build(name, Space.grid(1, 2, 2, 4), size="tiny", **{option: 0})

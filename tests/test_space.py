@@ -189,3 +189,24 @@ def test_repeats_of_real_columns_are_told_and_a_fit_warns(capsys):
     assert "Column x2" in told
     assert "Column x0" not in told
     assert not likely.load(smooth[:, None]).repeats()
+
+
+@pytest.mark.parametrize("decimals", [0, 2])
+def test_an_atom_of_numbers_on_a_grid_is_told(decimals, tmp_path):
+    import likely
+
+    spread = torch.randn(300, generator=torch.Generator().manual_seed(0)).mul(100)
+    claims = spread.abs().where(torch.arange(300) % 5 == 0, 0.0)  # four fifths are zeros
+    rows = [f"{a:.{decimals}f},{b:.{decimals}f},{i % 3}" for i, (a, b) in enumerate(zip(claims.tolist(), spread.tolist(), strict=True))]
+    (tmp_path / "t.csv").write_text("claim,spread,few\n" + "\n".join(rows))
+    data = likely.load(tmp_path / "t.csv")
+    (line,) = likely.data(data)["repeats"]
+    assert line.startswith("Column claim: 0 in 77%")
+    with pytest.warns(UserWarning, match="atom"):
+        likely.fit(data, "independent", size="tiny", progress=False)
+
+
+def test_a_few_reals_that_differ_do_not_repeat():
+    import likely
+
+    assert not likely.load(torch.randn(50, 1)).repeats()

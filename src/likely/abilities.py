@@ -7,15 +7,15 @@ underscored ones.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from likely.dataset import Data
 from likely.logprob import LogProb
-from likely.model import Batches, Model
+from likely.model import Batches, Model, expand_given
 from likely.noise import Noise
 from likely.space import Relaxed, Space
 
@@ -28,6 +28,7 @@ __all__ = [
     "ClosedForm",
     "Coded",
     "Combined",
+    "Drawn",
     "Fillable",
     "Filled",
     "Latent",
@@ -42,6 +43,13 @@ __all__ = [
     "Varied",
     "Weighted",
 ]
+
+
+class Drawn(NamedTuple):
+    """Examples [n, *shape], and how likely the model holds each."""
+
+    x: Tensor
+    log_prob: LogProb
 
 
 class Likelihood(ABC):
@@ -63,17 +71,32 @@ class Likelihood(ABC):
 
         Args:
             x: [batch, *shape] in data units.
-            given: [batch, *given shape] for a conditional model.
+            given: [batch, *given shape] for a conditional model; one row serves all.
             draws: draws of a bound (dequantizations, importance samples); more are tighter.
             seed: of the bound's noise, which depends on it and each row's content alone.
+
+        Raises: DataError for what is not of the model's spaces, or another number of rows of `given`.
         """
         self.space.check(x)
         if self.given_space is not None and given is not None:
             self.given_space.check(given)
-        return self._log_prob(x, given, Noise(x, draws, seed))
+        given = expand_given(given, len(x))
+        if len(x) == 0:  # of no examples it is of the kind that it is of any
+            any_given = None if given is None else given.new_zeros(1, *given.shape[1:])
+            of_one = self.log_prob(x.new_zeros(1, *x.shape[1:]), any_given, draws=draws, seed=seed)
+            return LogProb(of_one.nats[:0], of_one.kind, how=of_one.how)
+        found = self._log_prob(x, given, Noise(x, draws, seed))
+        if self.given_space is None or given is not None:
+            return found
+        return replace(found, how="; ".join(part for part in ("without what is given", found.how) if part))
 
     @abstractmethod
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb: ...
+
+    @final
+    def scored(self, x: Tensor, given: Tensor | None = None) -> Drawn:
+        """What the model drew, and how likely it holds each, where that does not come with the draw."""
+        return Drawn(x, self.log_prob(x, expand_given(given, len(x)), draws=self.bound_draws))
 
     @final
     def distribution(self, given: Tensor | None = None, *, draws: int = 1) -> "ModelDistribution":

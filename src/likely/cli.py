@@ -188,6 +188,9 @@ def sample(
         int | None,
         typer.Option("--trace", min=2, help="Show so many frames of examples in the making: .png, .gif, .webp, .txt.", show_default=False),
     ] = None,
+    with_log_prob: Annotated[
+        bool, typer.Option("--with-log-prob", help="Also how likely each is, in nats: a column of tables, an array of .npz, else the mean.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw from a stored model: a PNG grid or a folder of images, text, CSV or .npz, by the name of --out.
@@ -201,6 +204,8 @@ def sample(
     from likely import latents, printing, sources, tracing, verbs
 
     model = likely.open(folder)
+    if between is not None or trace is not None:
+        idle(f"--{'trace' if between is None else 'between'} shows a way", **{"with-log-prob": with_log_prob or None})
     if between is not None:
         out = out or Path(printing.default_name(model.space, "between"))
         sources.check_path(out, model.space, overwrite=overwrite)
@@ -216,14 +221,16 @@ def sample(
         return
     asked = {name: value for name, value in {"prompt": prompt, "length": length, "stop": stop or None}.items() if value is not None}
     how = {**asked, **extra_options(context.args)}
-    if out is None and model.space.textual:
+    if out is None and model.space.textual and not with_log_prob:
         n = 1 if n is None else n
         if not printing.written(verbs.stream(model, n, given=given, seed=seed, **how), n):
             raise typer.Exit(130)
         return
     out = out or Path(printing.default_name(model.space))
-    x = likely.sample(model, 64 if n is None else n, given=given, seed=seed, out=out, overwrite=overwrite, **how)
-    printing.sampled(x, model.space, out)
+    how |= {"given": given, "seed": seed, "out": out, "overwrite": overwrite, "with_log_prob": with_log_prob}
+    drawn = likely.sample(model, 64 if n is None else n, **how)
+    x, found = drawn if with_log_prob else (drawn, None)
+    printing.sampled(x, model.space, out, found, by=getattr(model, "drawn_by", ""))
 
 
 @app.command(epilog="Example:  likely score my-model new-images/ --out scores.csv")

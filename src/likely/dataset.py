@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likely.space import Space
+from likely.space import MISSING, Space, Support, to_grid
 
 __all__ = ["Data", "Split", "Truth", "permutation_split"]
 
 _FEW = 20  # values, of which fewer say nothing about repeats
-_ATOM = 0.02  # share of one value
+_ATOM = 0.02  # share of one value among reals
+_GRID_ATOM = 0.2  # among numbers on a grid, ...
+_ABOVE = 5  # times as frequent as the next, ...
+_MANY = 20  # ... of so many distinct values or more
 
 
 @dataclass(frozen=True)
@@ -110,23 +113,15 @@ class Data:
         return self.train.weights is not None
 
     def repeats(self) -> list[str]:
-        """A line for each real column of a table whose training values repeat: a density has no limit there, and its nats mean little."""
+        """A line for each column of numbers of a table whose training values repeat, or heap on one value.
+
+        A density has no limit at reals that repeat, and its nats mean little. On a grid an atom is a value with more than a fifth of
+        the rows and five times those of the next, among 20 values and more: a model that is smooth from one to the next blurs it.
+        """
         if self.space.layout != "columns":
             return []
-        told = []
-        for i, s in enumerate(self.space.supports):
-            values = self.train.x[:, i]
-            values = values[values.isfinite()] if s.kind == "real" else values[:0]
-            if len(values) < _FEW:
-                continue
-            distinct, counts = values.unique(return_counts=True)
-            top = int(counts.max())
-            if top >= _ATOM * len(values) or len(distinct) < len(values) / 2:
-                told.append(
-                    f"Column {s.name or i}: {len(distinct)} distinct of {len(values)} real values, {distinct[counts.argmax()].item():g} in "
-                    f"{top / len(values):.0%} of rows. A density has no limit there: give the numbers a precision, which makes it a mass."
-                )
-        return told
+        told = (_repeated(s, s.name or str(i), self.train.x[:, i]) for i, s in enumerate(self.space.supports) if s.numeric)
+        return [line for line in told if line]
 
     def unconditional(self) -> "Data":
         """The same examples without their `given`: what p(x) is fitted to."""
@@ -136,6 +131,26 @@ class Data:
     def standardised(self) -> "Data":
         """Centers and scales learnt from the training split."""
         return replace(self, space=self.space.standardised(self.train.x))
+
+
+def _repeated(s: Support, name: str, codes: Tensor) -> str:
+    """What repeats in a column of numbers, in a sentence; "" where nothing does."""
+    values = codes[codes.isfinite()] if s.kind == "real" else codes[codes != MISSING]
+    if len(values) < _FEW:
+        return ""
+    distinct, counts = values.unique(return_counts=True)
+    top, share = int(counts.max()), counts.max().item() / len(values)
+    commonest = distinct[counts.argmax()]
+    if s.kind == "real":
+        if top == 1 or (share < _ATOM and len(distinct) >= len(values) / 2):
+            return ""
+        told = f"{len(distinct)} distinct of {len(values)} real values, {commonest.item():g} in {share:.0%} of rows"
+        return f"Column {name}: {told}. A density has no limit there: give the numbers a precision, which makes it a mass."
+    if len(distinct) < _MANY or share <= _GRID_ATOM or top < _ABOVE * int(counts.topk(2).values[1]):
+        return ""
+    value = (int(to_grid(commonest)) + s.origin) / 10**s.decimals if s.kind == "decimal" else int(commonest)
+    told = f"{value:g} in {share:.0%} of {len(values)} rows, among {len(distinct)} distinct values"
+    return f"Column {name}: {told}. A smooth model blurs such an atom: histogram gives it a bin of its own, and autoregressive learns it."
 
 
 def permutation_split(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,6 +46,10 @@ class ModelDistribution(Distribution):
         self.given = given
         super().__init__(batch_shape or Size(), Size(model.space.shape), validate_args=False)  # log_prob checks x itself, and says more
 
+    def __repr__(self) -> str:
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"{type(self).__name__}({self.model.called} of {self.model.space}, {shapes})"
+
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]  # a class attribute of torch's
         from likely.abilities import Reparameterised

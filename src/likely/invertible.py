@@ -9,12 +9,12 @@ u is the example lifted to reals (`Space.relax`), z = f(u) is noise. A family bu
 import math
 from abc import ABC
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from likely.abilities import Fillable, Filled, Latent, Likelihood, Reparameterised, Starts
+from likely.abilities import Drawn, Fillable, Filled, Latent, Likelihood, Reparameterised, Starts
 from likely.bijections import Bijection, chunks
 from likely.completion import REFERENCE, complete
 from likely.dequantization import Dequantizer
@@ -25,18 +25,11 @@ from likely.noise import Noise
 from likely.own_order import fill_by_own_order
 from likely.space import Relaxed, Space
 
-__all__ = ["Drawn", "Invertible", "log_normal"]
+__all__ = ["Invertible", "log_normal"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _PARTICLES = 32
 _CHUNK = 2**16  # entries that pass the map at once, so that memory stays bounded
-
-
-class Drawn(NamedTuple):
-    """Examples [n, *shape], and how likely the model holds each."""
-
-    x: Tensor
-    log_prob: LogProb
 
 
 class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, ABC):
@@ -170,14 +163,15 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
             if not with_log_prob:
                 return x
             if self.space.discrete or self.space.flags or not self.as_computed:
-                return Drawn(x, self.log_prob(x, given, draws=self.bound_draws))
+                return self.scored(x, given)
         scale = self.space.relax(x[:1]).nats  # of the standardisation, alike for all
         return Drawn(x, LogProb(torch.cat(nats) + scale, "exact"))
 
 
 def log_normal(z: Tensor) -> Tensor:
     """Log-density of standard normal noise [B, dims], nats [B], float64."""
-    return -0.5 * z.square().sum(1, dtype=torch.float64) - _LOG_SQRT_2PI * z.shape[1]
+    z = z.double()  # before it is squared: the square of 1e20 is beyond float32
+    return -0.5 * (z * z).sum(1) - _LOG_SQRT_2PI * z.shape[1]
 
 
 def _rows(given: Tensor | None, index: Tensor) -> Tensor | None:

@@ -59,7 +59,7 @@ def interpolate(model: Model | str | Path, a: Tensor, b: Tensor, steps: int = 8,
     """
     fitted = as_model(model)
     if not isinstance(fitted, Latent):
-        raise UsageError(f"{type(fitted).__name__} has no latent space.", f"Those that have: {', '.join(families_with('latent'))}.")
+        raise UsageError(f"{fitted.called} has no latent space.", f"Those that have: {', '.join(families_with('latent'))}.")
     if steps < 2:
         raise UsageError(f"A path of {steps} steps has no two ends.", "Ask for at least 2.")
     single = a.ndim == len(fitted.space.shape)

@@ -1,9 +1,10 @@
 """What every family does: a `Model`, and the recipe that it is trained by."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -78,6 +79,11 @@ class Model(nn.Module, ABC):
     net_role: ClassVar[str] = ""
     words: ClassVar[dict[str, tuple[str, ...]]] = {}
 
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        if not hasattr(cls.sample, "checks_given"):
+            cls.sample = _checking_given(cls.sample)  # type: ignore[method-assign]
+
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
         super().__init__()
         if space.layout not in self.layouts:
@@ -88,6 +94,11 @@ class Model(nn.Module, ABC):
             raise UsageError(f"Unknown size '{size}'.", f"Known: {', '.join(self.sizes)}.")
         self.space, self.given_space, self.size = space, given, size
         self.config: dict[str, Any] = {}  # how the registry built it: model, size, options
+
+    @property
+    def called(self) -> str:
+        """What its users know it by: the name that it was built by, or its class."""
+        return self.config.get("model") or type(self).__name__
 
     @classmethod
     def serves(cls, space: Space) -> bool:
@@ -111,6 +122,19 @@ class Model(nn.Module, ABC):
 
         A family may add keyword-only options of its sampler, such as `temperature`.
         """
+
+
+def _checking_given(sample: Callable[..., Any]) -> Callable[..., Any]:
+    """A family's `sample` that is told of `given` only what the model was fitted with, one row for each example."""
+
+    @wraps(sample)
+    def checked(self: Model, n: int, given: Tensor | None = None, **options: Any) -> Any:
+        if given is not None and self.given_space is not None:
+            self.given_space.check(given)
+        return sample(self, n, expand_given(given, n), **options)
+
+    checked.checks_given = True  # type: ignore[attr-defined]
+    return checked
 
 
 @contextmanager

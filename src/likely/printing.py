@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from likely.filling import Edited
     from likely.health import Report
+    from likely.logprob import LogProb
     from likely.space import Space
     from likely.train import Run
     from likely.variational_bound import Terms
@@ -107,8 +109,12 @@ def edited(done: "Edited", out: Path | None) -> None:
         )
 
 
-def sampled(x: "Tensor", space: "Space", out: Path) -> None:
-    console.print(f"{len(x)} examples of {space} -> [bold]{out}[/]", soft_wrap=True)
+def sampled(x: "Tensor", space: "Space", out: Path, log_prob: "LogProb | None" = None, *, by: str = "") -> None:
+    console.print(f"{len(x)} examples of {space}{f' ({by})' if by else ''} -> [bold]{out}[/]", soft_wrap=True)
+    if log_prob is not None:
+        nats = log_prob.nats
+        error = f" +- {nats.std().item() / math.sqrt(len(nats)):.3f}" if len(nats) > 1 else ""
+        console.print(f"mean log p {nats.mean().item():.3f}{error} nats an example ({log_prob.kind})", soft_wrap=True)
 
 
 def written(pieces: Iterator[tuple[int, bytes]], n: int) -> bool:
@@ -142,12 +148,11 @@ def scored(rows: list[dict[str, Any]], top: int, out: Path | None) -> None:
         value = format_bits(row["bits"], row["kind"])
         table.add_row(str(row["rank"]), str(row["example"]), value, f"{row['nats']:.2f}", f"{row['percentile']:.1%}")
     console.print(table)
-    mean = math.fsum(row["bits"] for row in rows) / len(rows)
     told = [rows[0]["how"]] if rows[0]["how"] else []
     if "bits_by_one_draw" in rows[0]:
-        told.append(f"K=1: {format_bits(math.fsum(row['bits_by_one_draw'] for row in rows) / len(rows), rows[0]['kind'])}")
+        told.append(f"K=1: {_mean_bits(rows, 'bits_by_one_draw')}")
     where = f"  ({'; '.join(told)})" if told else ""
-    console.print(f"mean {format_bits(mean, rows[0]['kind'])} {rows[0]['unit']} over {len(rows)} examples{where}", soft_wrap=True)
+    console.print(f"mean {_mean_bits(rows, 'bits')} {rows[0]['unit']} over {len(rows)} examples{where}", soft_wrap=True)
     if out is not None:
         from likely.store import write_atomically
 
@@ -157,6 +162,13 @@ def scored(rows: list[dict[str, Any]], top: int, out: Path | None) -> None:
         writer.writerows(rows)
         write_atomically(out, text.getvalue().encode())
         console.print(f"[bold]{out}[/]", soft_wrap=True)
+
+
+def _mean_bits(rows: list[dict[str, Any]], key: str) -> str:
+    """Of examples as of a draw from many, with the standard error of that."""
+    values = [row[key] for row in rows]
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return format_bits(math.fsum(values) / len(values), rows[0]["kind"], error)
 
 
 def markdown(text: str) -> None:

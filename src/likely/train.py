@@ -151,7 +151,7 @@ def _weights(data: Data, model: Model, passed: Tensor | None) -> Tensor | None:
     weights = data.train.weights if passed is None else passed
     if weights is not None and not isinstance(model, Weighted):
         able = [name for name in families.names() if issubclass(families.family_class(name), Weighted)]
-        raise UsageError(f"{type(model).__name__} does not weigh examples.", f"Those that do: {', '.join(able)}.")
+        raise UsageError(f"{model.called} does not weigh examples.", f"Those that do: {', '.join(able)}.")
     return weights
 
 

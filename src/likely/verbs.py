@@ -3,6 +3,7 @@
 Each takes what a person has at hand: a source or a `Data`, a stored model's folder or a `Model`.
 """
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 from likely import families, sources, store, train
-from likely.abilities import ClosedForm, Coded, Fillable, Latent, Likelihood, Primed, Traced, Varied, Weighted
+from likely.abilities import ClosedForm, Coded, Drawn, Fillable, Latent, Likelihood, Primed, Traced, Varied, Weighted
 from likely.dataset import Data, Split
 from likely.errors import UsageError
 from likely.evaluation.measure import held_out_bits, log_prob
 from likely.inputs import as_data, as_given, as_model, built_in_test, card_of, check_options, reading_options, that_draws
-from likely.logprob import of_text
+from likely.logprob import LogProb, of_text
 from likely.model import Model, expand_given
 from likely.noise import seeded
 from likely.space import Space
@@ -112,33 +113,48 @@ def sample(
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
+    with_log_prob: bool = False,
     **how: Any,
-) -> Tensor:
+) -> Any:
     """Draw n examples, [n, *shape] in data units; with `out`, also write them in the data's own format.
 
     Args:
         given: for a conditional model: a tensor, or values such as {"label": 3}.
         out: a `.png`, folder, `.txt`, `.csv` or `.npz`, as the data allow; what is there is kept unless `overwrite`.
+        with_log_prob: return a `Drawn`, (x, log_prob), how likely the model holds each: after a prompt of what follows it, and without
+            regard to filters or a temperature. Tables get it as a last column `log_prob` in nats, .npz files as an array.
         how: options of the family's sampler; of texts `prompt`, a string or bytes, `length`, how many symbols they go on for,
             and `stop`, a string (or several) at whose end a text ends; what is then left of its row is -1.
+
+    Raises: UsageError for what the family does not do, such as `with_log_prob` of one whose likelihood does not come with its draws.
     """
     if n < 1:
         raise UsageError(f"Cannot draw {n} examples.", "Ask for at least one.")
     model = as_model(model)
     if out is not None:
         sources.check_path(out, model.space, overwrite=overwrite)
-    sampler: Any = model.sample
     values, how = as_given(given, model), _sampling(model, how)
     with seeded(seed):
-        x = sampler(n, values, **how)
+        x, found = _drawn(model, n, values, how, with_log_prob)
     if out is not None:
-        sources.write(x, model.space, out, overwrite=overwrite)
-    return x
+        sources.write(x, model.space, out, overwrite=overwrite, log_prob=None if found is None else found.nats)
+    return x if found is None else Drawn(x, found)
+
+
+def _drawn(model: Model, n: int, given: Tensor | None, how: dict[str, Any], scored: bool) -> tuple[Tensor, LogProb | None]:
+    """Examples and, if they are to be scored, their log-probabilities, as the sampler gives both."""
+    sampler: Any = model.sample
+    if not scored:
+        return sampler(n, given, **how), None
+    if "with_log_prob" not in inspect.signature(sampler).parameters:
+        raise UsageError(f"{model.called} draws without log-probabilities.", "Draw first; `score` says how likely examples are.")
+    x, found, *_ = sampler(n, given, with_log_prob=True, **how)
+    return x, of_text(found if isinstance(found, LogProb) else LogProb(found, "exact"), model.space)
 
 
 def _sampling(model: Model, how: dict[str, Any]) -> dict[str, Any]:
     """Options of the model's sampler, checked; strings as symbols."""
-    check_options(that_draws(model).sample, how, "sampler", without=("with_log_prob",))  # `sample` returns examples alone
+    check_options(that_draws(model).sample, how, "sampler", without=("with_log_prob",))  # `sample` itself takes that one
     symbols = {name: how[name] for name in ("prompt", "stop") if how.get(name) is not None}
     return {**how, **{name: _symbols(text, model.space) for name, text in symbols.items()}}
 
@@ -200,7 +216,7 @@ def score(
     fitted = as_model(model)
     if not isinstance(fitted, Likelihood):
         raise UsageError(
-            f"{type(fitted).__name__} has no likelihood, so it cannot score.", f"Those that have: {', '.join(families_with('likelihood'))}."
+            f"{fitted.called} has no likelihood, so it cannot score.", f"Those that have: {', '.join(families_with('likelihood'))}."
         )
     split = _split_to_score(model, fitted, source, given, read)
     draws = draws or fitted.bound_draws
@@ -244,7 +260,7 @@ def _found_to_score(model: Model | str | Path, fitted: Model, source: Any, read:
     if source is not None:
         return sources.read_split(source, fitted.space, given, **reading_options(model, read))
     if not (card := card_of(model)):
-        raise UsageError("Nothing to score.", "Pass data, or the folder of a model that was stored with its data's card.")
+        raise UsageError("Nothing to score.", "Pass data (--data of `likely show`), or a folder that holds its data's card.")
     return sources.rebuild(card).test
 
 
@@ -261,7 +277,7 @@ def terms(model: Model | str | Path, source: Any = None, *, given: Any = None, n
     """
     fitted = as_model(model)
     if not isinstance(fitted, VariationalBound):
-        raise UsageError(f"{type(fitted).__name__} has no bound of L_T + L_t + L_0.", "Those that have: ddpm, diffusion, vdm.")
+        raise UsageError(f"{fitted.called} has no bound of L_T + L_t + L_0.", "Those that have: ddpm, diffusion, vdm.")
     split = _split_to_score(model, fitted, source, given, read)
     order = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:n]
     return fitted.terms(*split.rows(order), seed=seed)
@@ -312,5 +328,5 @@ def families_with(ability: str) -> list[str]:
 
 
 def data(source: Any, **read: Any) -> dict[str, Any]:
-    """What is in a data set: counts, entropies, bits under trivial models, duplicates, reals that repeat, what was skipped."""
+    """What is in a data set: counts, entropies, bits under trivial models, duplicates, numbers that repeat, what was skipped."""
     return sources.describe(as_data(source, **read))

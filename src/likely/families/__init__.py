@@ -42,6 +42,13 @@ __all__ = [
 ]
 
 
+_OF_NETS = {"gates", "inner", "kv_heads", "levels", "orderings", "patch", "vector", "width", "window"}
+_PARTS = {"bins", "blocks", "components", "kernels", "latent", "layers", "neighbours", "stages"}
+_TURNS = {"chains", "draws", "moves", "noise_steps", "rungs", "steps", "temperatures"}
+_COUNTS = frozenset(_OF_NETS | _PARTS | _TURNS)  # at least 1, unless a size or a name of the family has 0; others may be 0, for none
+_DROPS = frozenset({"drop", "dropout", "gram_dropout"})  # shares that are left out: never all
+
+
 @dataclass(frozen=True)
 class Family:
     """Where a family's class lives, the options its name presets, and the members that it is made of by default.
@@ -205,11 +212,24 @@ def check_kind(owner: str, option: str, value: Any, annotation: Any, hint: str =
         raise UsageError(f"Option '{option}' of {owner} is {value!r}, not {told}.", hint)
 
 
-def _check_option(name: str, option: str, value: Any, annotation: Any) -> None:
+def _check_option(name: str, option: str, value: Any, parameter: inspect.Parameter) -> None:
     """Whether a value is of the kind that the constructor says; numbers are sizes, counts and shares, never negative."""
-    check_kind(name, option, value, annotation, f"See: likely models {name}")
-    if isinstance(value, int | float) and not 0 <= value < math.inf:
+    check_kind(name, option, value, parameter.annotation, f"See: likely models {name}")
+    if not isinstance(value, int | float):
+        return
+    if not 0 <= value < math.inf:
         raise UsageError(f"Option '{option}' of {name} cannot be {value}.", "Give a number that is not negative.")
+    if option in _DROPS and value >= 1:
+        raise UsageError(f"Option '{option}' of {name} cannot be {value}.", "Give a share below 1.")
+    if option in _COUNTS and value == 0 and 0 not in _usual(name, option, parameter):
+        raise UsageError(f"Option '{option}' of {name} cannot be 0.", "Give 1 or more.")
+
+
+def _usual(name: str, option: str, parameter: inspect.Parameter) -> list[Any]:
+    """What an option is in a family's sizes, and in all names of it."""
+    sizes, path = family_class(name).sizes.values(), registry()[name].path
+    presets = [family.preset for family in registry().values() if family.path == path]
+    return [parameter.default, *(each[option] for each in (*sizes, *presets) if option in each)]
 
 
 def build(name: str, space: "Space", *, given: "Space | None" = None, size: str = "small", **options: Any) -> "Model":
@@ -222,7 +242,7 @@ def build(name: str, space: "Space", *, given: "Space | None" = None, size: str 
     for option in chosen:
         if option not in known:
             raise UsageError(f"Model '{name}' has no option '{option}'.", option_hint(option, known, parts))
-        _check_option(own, option, chosen[option], known[option].annotation)
+        _check_option(own, option, chosen[option], known[option])
     if space.layout not in cls.layouts:
         others = [n for n in FAMILIES if space.layout in family_class(n).layouts]
         raise UsageError(f"Model '{name}' does not model {space.layout} data.", f"Those that do: {', '.join(others) or 'none yet'}.")

@@ -192,7 +192,7 @@ def rebuild(card: dict[str, Any]) -> "Data":
     """
     lost = next((what for what in (card["source"], card.get("given", "")) if what.endswith(" in memory")), None)
     if lost is not None:
-        raise DataError(f"The data came from {lost}, which a model does not store.", "Load them, and pass them on.")
+        raise DataError(f"The data came from {lost}, which a model does not store.", "Pass data: as DATA, or by --data of `likely show`.")
     data = load(card["source"], **card["options"])
     was, now = card["split"]["fingerprint"], data.card["split"]["fingerprint"]
     if was != now:

@@ -63,6 +63,7 @@ def label_examples(examples: Examples, labels: Any) -> Examples:
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if len(values) != len(examples.x):
         raise DataError(f"Got {len(values)} labels for {len(examples.x)} examples.")
+    _check_range(values)
     if values.dtype.kind == "f" and values.ndim > 1:
         known = torch.from_numpy(np.isfinite(values).all(1))
         given, space = torch.from_numpy(values).float(), Space.reals(values.shape[1])
@@ -94,13 +95,23 @@ def _unique_names(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_finite(array: np.ndarray) -> None:
-    if array.dtype.kind != "f" or np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        raise DataError(
+            f"{len(bad)} values are NaN or infinite (the first at {tuple(bad[0].tolist())}).",
+            "Remove or impute them; a DataFrame or CSV may have missing cells.",
+        )
+    _check_range(array)
+
+
+def _check_range(array: np.ndarray) -> None:
+    """Whether floats stay finite as the float32 they are kept as."""
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 4:
         return
-    bad = np.argwhere(~np.isfinite(array))
-    raise DataError(
-        f"{len(bad)} values are NaN or infinite (the first at {tuple(bad[0].tolist())}).",
-        "Remove or impute them; a DataFrame or CSV may have missing cells.",
-    )
+    over = np.argwhere(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
+    if len(over):
+        where, column = tuple(over[0].tolist()), f"Column {over[0, 1]}" if array.ndim == 2 else "The array"
+        raise DataError(f"{column} has the value {array[where]:.3g} (at {where}), beyond the 3.4e38 of float32.", "Rescale it.")
 
 
 def _layout(array: np.ndarray, asked: str | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,10 +20,11 @@ from likely.space import Space
 __all__ = ["check_free", "check_path", "image_of", "made", "picture", "sheet", "to_8_bit", "write", "write_images"]
 
 
-def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool = False) -> str:
+def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool = False, log_prob: Tensor | None = None) -> str:
     """Write examples [n, *shape] to a file or, for images and texts and a path without suffix, to a folder of numbered files.
 
-    What else is in a folder stays, but for an older set of such files.
+    What else is in a folder stays, but for an older set of such files. A table gets nats `log_prob` [n] as a last column, a `.npz`
+    file as an array; pictures and texts have no place for them.
 
     Returns: what was written, in a sentence.
     Raises: UsageError if the path exists (unless `overwrite`) or its suffix does not fit the data;
@@ -30,8 +32,10 @@ def write(x: Tensor, space: Space, path: str | PathLike[str], *, overwrite: bool
     """
     path = Path(path)
     check_path(path, space, overwrite=overwrite)
+    suffix = path.suffix.lower()
+    beside = {"log_prob": log_prob.cpu()} if log_prob is not None and suffix in _NUMBERS else {}
     with made(path):
-        what = _WRITERS[space.layout][path.suffix.lower()](x.cpu(), space, path)
+        what = _WRITERS[space.layout][suffix](x.cpu(), space, path, **beside)
     return f"Wrote {len(x)} {what} to {path}."
 
 
@@ -131,9 +135,10 @@ def _write_images(x: Tensor, space: Space, path: Path) -> str:
     return write_images(to_8_bit(x, space), path)
 
 
-def _write_npz(x: Tensor, space: Space, path: Path) -> str:
-    np.savez_compressed(path, x=x.numpy())
-    return "examples (array `x`)"
+def _write_npz(x: Tensor, space: Space, path: Path, **beside: Tensor) -> str:
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in beside.items()}
+    np.savez_compressed(path, x=x.numpy(), **arrays)
+    return f"examples (array{'s' if beside else ''} {', '.join(f'`{name}`' for name in ('x', *beside))})"
 
 
 def _write_text(x: Tensor, space: Space, path: Path) -> str:
@@ -151,18 +156,19 @@ def _write_texts(x: Tensor, space: Space, path: Path) -> str:
     return "texts"
 
 
-def _write_csv(x: Tensor, space: Space, path: Path) -> str:
+def _write_csv(x: Tensor, space: Space, path: Path, log_prob: Tensor | None = None) -> str:
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-    path.write_text(csv_text(x, space, delimiter), encoding="utf-8", newline="")
+    path.write_text(csv_text(x, space, delimiter, log_prob), encoding="utf-8", newline="")
     return "rows"
 
 
-def _write_parquet(x: Tensor, space: Space, path: Path) -> str:
-    frame(x, space).write_parquet(path)
+def _write_parquet(x: Tensor, space: Space, path: Path, log_prob: Tensor | None = None) -> str:
+    frame(x, space, log_prob).write_parquet(path)
     return "rows"
 
 
-Writer = Callable[[Tensor, Space, Path], str]
+Writer = Callable[..., str]  # of examples, their space and a path
+_NUMBERS = (".csv", ".tsv", ".parquet", ".npz")  # files of numbers
 _WRITERS: dict[str, dict[str, Writer]] = {
     "grid": {".png": _write_images, "": _write_images, ".npz": _write_npz},
     "sequence": {".txt": _write_text, "": _write_texts, ".npz": _write_npz},

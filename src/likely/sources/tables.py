@@ -245,9 +245,14 @@ def _category(spelling: str, column: Column, s: Support, place: dict[str, int]) 
     return place[OTHER]
 
 
-def spelt_columns(x: Tensor, space: Space) -> dict[str, list[str]]:
-    """Codes [rows, columns] as text, name by name, with exactly the schema's decimals; "" for missing."""
-    return {s.name or f"x{i}": _spelt(x[:, i], s) for i, s in enumerate(space.supports)}
+def spelt_columns(x: Tensor, space: Space, log_prob: Tensor | None = None) -> dict[str, list[str]]:
+    """Codes [rows, columns] as text, name by name, with exactly the schema's decimals; "" for missing; and nats [rows] as `log_prob`."""
+    columns = {s.name or f"x{i}": _spelt(x[:, i], s) for i, s in enumerate(space.supports)}
+    if log_prob is None:
+        return columns
+    if "log_prob" in columns:
+        raise UsageError("The table has a column `log_prob` of its own.", "Write a .npz file, or leave out the log-probabilities.")
+    return {**columns, "log_prob": [repr(nats) for nats in log_prob.tolist()]}
 
 
 def _spelt(codes: Tensor, s: Support) -> list[str]:
@@ -267,21 +272,22 @@ def _with_point(units: int, decimals: int) -> str:
     return f"{'-' if units < 0 else ''}{figures[:-decimals]}.{figures[-decimals:]}"
 
 
-def csv_text(x: Tensor, space: Space, delimiter: str = ",") -> str:
-    """A table as CSV with a header."""
-    columns, out = spelt_columns(x, space), io.StringIO()
+def csv_text(x: Tensor, space: Space, delimiter: str = ",", log_prob: Tensor | None = None) -> str:
+    """A table as CSV with a header, and a last column of nats where there are."""
+    columns, out = spelt_columns(x, space, log_prob), io.StringIO()
     writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     return out.getvalue()
 
 
-def frame(x: Tensor, space: Space) -> Any:
-    """A table as a polars DataFrame: integers, floats and words, missing cells null."""
+def frame(x: Tensor, space: Space, log_prob: Tensor | None = None) -> Any:
+    """A table as a polars DataFrame: integers, floats and words, missing cells null; a last column of nats where there are."""
     import polars
 
     made = []
-    for (name, cells), s in zip(spelt_columns(x, space).items(), space.supports, strict=True):
+    supports = space.supports if log_prob is None else (*space.supports, Support("real"))
+    for (name, cells), s in zip(spelt_columns(x, space, log_prob).items(), supports, strict=True):
         kind = (
             polars.String
             if s.kind == "nominal" and s.categories
