@@ -194,3 +194,14 @@ def test_rows_do_not_depend_on_their_batch():
         whole = model._log_prob(x[:20], None, Noise(x[:20], 3, 0)).nats
         alone = torch.cat([model._log_prob(r[None], None, Noise(r[None], 3, 0)).nats for r in x[:20]])
         torch.testing.assert_close(whole, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["gmm", "kde", "knn", "pca", "histogram", "independent"])
+def test_draws_come_with_their_log_probability(family):
+    data = likely.load(torch.randn(300, 2))
+    model = likely.fit(data, family, size="tiny", progress=False).model
+    x, log_prob = model.sample(5, with_log_prob=True)
+    again, found = likely.sample(model, 5, with_log_prob=True)
+    assert x.shape == again.shape
+    torch.testing.assert_close(log_prob.nats, model.log_prob(x, draws=model.bound_draws).nats)
+    torch.testing.assert_close(found.nats, model.log_prob(again, draws=model.bound_draws).nats)

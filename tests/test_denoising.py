@@ -1,5 +1,7 @@
 """What all models of noisy data do alike: guidance, fills, latents and traces, on perfect nets of Gaussians and on small fitted models."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -208,6 +210,50 @@ def test_fitted_models_take_every_sampler_by_name(name):
         GRID.check(model.sample(3, sampler=sampler, steps=4, **options))
     with pytest.raises(UsageError, match="no option 'eta'"):
         model.sample(3, sampler="heun", eta=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "ddim", "eta": 2.0},
+        {"sampler": "euler", "churn": -1},
+        {"sampler": "langevin", "corrections": 0},
+        {"guidance": math.inf},
+    ],
+)
+def test_numbers_that_mean_nothing_to_a_sampler_are_refused(options):
+    model = perturbed("score", given=Space.label(2), drop=0.5)
+    with pytest.raises(UsageError, match=str(list(options)[-1])):
+        model.sample(1, torch.ones(1, 1, dtype=torch.int64), steps=3, **options)
+
+
+def test_a_model_says_how_often_it_called_its_net():
+    model, calls = perturbed("flow-matching", given=Space.label(2), drop=0.5), []
+    model.net.register_forward_hook(lambda *_: calls.append(1))
+    for options in ({}, {"sampler": "heun", "steps": 5}, {"guidance": 2.0, "steps": 3}, {"guidance": 0.0, "steps": 1}):
+        calls.clear()
+        model.sample(2, torch.ones(1, 1, dtype=torch.int64), **options)
+        assert model.drawn_by == f"{options.get('sampler', 'dpm-solver')}, {len(calls)} call{'s' * (len(calls) > 1)} of the net"
+
+
+def test_a_trace_takes_the_options_of_a_sampler():
+    model, how = perturbed("score"), {"sampler": "ddim", "grid": "karras", "steps": 4, "eta": 0.5}
+    torch.manual_seed(2)
+    *_, (last, _) = model.trace(3, **how)
+    torch.manual_seed(2)
+    assert torch.equal(last, model.sample(3, **how))
+
+
+def test_a_likelihood_says_that_it_leaves_out_what_is_given():
+    model = perturbed("diffusion", given=Space.label(2), drop=0.5)
+    x, label = model.sample(2, torch.ones(1, 1, dtype=torch.int64)), torch.ones(1, 1, dtype=torch.int64)
+    assert "without what is given" in model.log_prob(x).how
+    assert "without" not in model.log_prob(x, label).how
+
+
+def test_ddpm_says_v_of_tables_and_eps_of_images():
+    assert families.build("ddpm", MIXED, size="tiny").prediction == "v"
+    assert families.build("ddpm", GRID, size="tiny").prediction == "eps"
 
 
 # --- variations --------------------------------------------------------------------------------------

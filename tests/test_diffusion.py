@@ -14,6 +14,7 @@ from likely.nets.unet import UNet
 from likely.noise import Noise
 from likely.solve.diffusion import bridge_kl, prior_kl
 from likely.solve.noise import noise_schedule
+from likely.solve.objectives import strata_error
 from likely.solve.posterior import Levels, Lift, Posterior
 from likely.solve.samplers import SAMPLERS, ancestral
 from likely.space import Space, Support
@@ -387,3 +388,11 @@ def test_an_mlp_denoiser_knows_its_time():
     early, late = net(u, torch.tensor([0.1, 0.9]))
     assert early.shape == (6,)
     assert (early - late).abs().max() > 1e-3
+
+
+def test_the_error_of_strata_is_that_of_their_noise_whatever_their_smooth_course():
+    torch.manual_seed(0)
+    course = torch.linspace(0, 3, 40).exp()[:, None, None]
+    said = strata_error(course + 0.5 * torch.randn(40, 2, 3000))
+    torch.testing.assert_close(said.square().mean().sqrt().item(), 0.5 / math.sqrt(80), rtol=0.05, atol=0)
+    assert strata_error(course[:1]) is None

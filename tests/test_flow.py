@@ -193,3 +193,10 @@ def test_a_resumed_flow_is_not_started_again():
 def test_unknown_transform_suggests_the_nearest():
     with pytest.raises(UsageError, match="Did you mean 'spline'"):
         Flow(Space.reals(2), transform="splin")
+
+
+def test_far_from_the_data_the_log_density_is_a_large_finite_number():
+    """Affine maps at their start are the identity: log p is that of a normal, whose squares are beyond float32."""
+    model = Flow(Space.reals(2), size="tiny", structure="autoregressive", transform="affine").eval()
+    x = torch.tensor([[1e20, -1e20], [3e30, 0.0]])
+    torch.testing.assert_close(model.log_prob(x).nats, -0.5 * x.double().square().sum(1), rtol=1e-6, atol=0)

@@ -244,6 +244,27 @@ def test_an_exact_average_velocity_is_a_fixed_point_of_training():
     assert model(x).max() < 1e-6
 
 
+def test_intervals_of_time_are_of_the_kinds_asked_for():
+    torch.manual_seed(0)
+    model, _ = meanflow(instant=0.2, landing=0.5)
+    t, r = model._times(4000, torch.device("cpu"))
+    assert (r <= t).all()
+    for kind, share in ((r == t, 0.2), ((r == 0) & (t > 0), 0.8 * 0.5)):
+        assert abs(kind.float().mean().item() - share) < 4 * math.sqrt(share * (1 - share) / 4000)
+    with pytest.raises(UsageError, match="landing=2"):
+        meanflow(landing=2)
+
+
+@pytest.mark.parametrize("family", [FlowMatching, MeanFlow])
+def test_solvers_of_straight_paths_take_even_steps_of_time(family):
+    model = family(Space.reals(2), size="tiny")
+    even, heun = (model.plan(sampler, None, None, 1.0, {}).times.diff() for sampler in ("ddim", "heun"))
+    torch.testing.assert_close(even, even[:1].expand_as(even))
+    assert (len(even), len(heun)) == (15, 15)  # sixteen calls where the sampler is not the model's own
+    log_snr = model.schedule.log_snr(model.plan("heun", None, None, 1.0, {}).times).diff()
+    torch.testing.assert_close(log_snr, log_snr[:1].expand_as(log_snr))
+
+
 def test_one_call_of_an_exact_average_velocity_draws_exactly():
     model, exact = meanflow()
     calls = []

@@ -311,7 +311,7 @@ def test_names_are_taken_apart():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gmm > flow", "GaussianMixture has no latents"),
+        ("gmm > flow", "gmm has no latents"),
         ("vae >", "Nothing stands on one side"),
         ("vae > flo", "Did you mean 'flow'"),
         ("stacked(vae)", "two parts, not 1"),

@@ -10,6 +10,7 @@ References:
     | Classifier-free diffusion guidance (Ho and Salimans, 2022) | https://arxiv.org/abs/2207.12598
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
@@ -52,11 +53,15 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
     """Says what the clean example is, given a noisy one.
 
     Class data:
-        usual: sampler, and how many times the net is called at, where none are asked for.
+        usual: sampler, and how many times the net is called at by it, where none are asked for.
+        even: samplers that walk evenly in time, and not in log-SNR, where no grid is asked for.
+        drawn_by: the sampler of the last examples, and its calls of the net, for people to read.
         gaussian: whether the noise of an example is normal, so that samplers may add noise.
     """
 
     usual: ClassVar[tuple[str, int]] = _SOLVER
+    even: ClassVar[frozenset[str]] = frozenset()
+    drawn_by: str = ""
     gaussian: bool = True
 
     @abstractmethod
@@ -89,6 +94,8 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
 
         if guidance == 1.0:
             return under(given)
+        if not math.isfinite(guidance):
+            raise UsageError(f"Got guidance={guidance}.", "1 is the conditional model, 0 the unconditional one.")
         if self.given_space is None:
             raise UsageError("This model is unconditional, p(x): there is nothing to guide by.", "Fit it with --given to condition it.")
         if not any(part.drop for part in self.modules() if isinstance(part, Knowledge)):
@@ -98,8 +105,8 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
     def decoded(self, z: Tensor, t: Tensor, given: Told, guidance: float = 1.0) -> Tensor:
         """Draws from p(x | z_t), z on the schedule's own scale; under guidance linear in the mean and in the log-mass of levels."""
         z = z / self.scale(t, z)
-        posterior = self.posterior(z, t, given)
-        if guidance != 1.0:
+        posterior = self.posterior(z, t, None if guidance == 0.0 else given)
+        if guidance not in (0.0, 1.0):
             posterior = self.posterior(z, t, None).towards(posterior, guidance)
         return self.lift.draw(posterior)
 
@@ -113,7 +120,7 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
         *,
         sampler: str | None = None,
         steps: int | None = None,
-        grid: str = "log-snr",
+        grid: str | None = None,
         guidance: float = 1.0,
         eta: float | None = None,
         churn: float | None = None,
@@ -125,7 +132,7 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
         Args:
             sampler: "dpm-solver", "ddim", "ancestral", "euler", "heun", "dpm-solver-sde", "predictor-corrector" or "langevin".
             steps: noise levels that the net is called at, once each by most samplers.
-            grid: how they are spaced: "log-snr", "karras" or "time".
+            grid: how they are spaced: "log-snr", "karras" or "time"; by default as suits the model and the sampler.
             guidance: scale of classifier-free guidance: 1 is the conditional model, 0 the unconditional one, more overstates `given`.
             eta: of "ddim" and "dpm-solver-sde": noise that is added, from 0 to 1.
             churn: of "euler" and "heun": noise that is added before steps.
@@ -138,7 +145,7 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
         with evaluating(self):
             return torch.cat([self.drawn(plan, min(size, n - i), rows(given, i, size)) for i in range(0, max(n, 1), size)])
 
-    def plan(self, sampler: str | None, steps: int | None, grid: str, guidance: float, options: dict[str, Any]) -> Plan:
+    def plan(self, sampler: str | None, steps: int | None, grid: str | None, guidance: float, options: dict[str, Any]) -> Plan:
         """How to draw; the model's own ways where nothing is asked for.
 
         Raises: UsageError for what is unknown, and for samplers that the model cannot be drawn from by.
@@ -156,9 +163,11 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
             )
         return Plan(sampler, options, self.times(sampler, steps, grid), guidance)
 
-    def times(self, sampler: str, steps: int | None, word: str = GRIDS[0]) -> Tensor:
+    def times(self, sampler: str, steps: int | None, word: str | None = None) -> Tensor:
         """When the net is called, from 1 to 0."""
-        return grid(word, self.schedule, self.usual[1] if steps is None else steps)
+        word = word or ("time" if sampler in self.even else GRIDS[0])
+        usual = self.usual[1] if sampler == self.usual[0] else _SOLVER[1]
+        return grid(word, self.schedule, usual if steps is None else steps)
 
     def drawn(self, plan: Plan, n: int, given: Tensor | None, see: See | None = None) -> Tensor:
         """From noise to n examples, the last call of the net being the decoder's."""
@@ -166,7 +175,10 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
 
     def _walked(self, plan: Plan, z: Tensor, given: Tensor | None, see: See | None = None) -> Tensor:
         """From z at the first of a plan's times."""
-        z = find_sampler(plan.sampler)(Watched(self.denoiser(given, plan.guidance), see), self.schedule, z, plan.times, **plan.options)
+        watched = Watched(self.denoiser(given, plan.guidance), see)
+        z = find_sampler(plan.sampler)(watched, self.schedule, z, plan.times, **plan.options)
+        calls = (watched.calls + 1) * (1 if plan.guidance in (0.0, 1.0) else 2)  # with that of `decoded`
+        self.drawn_by = f"{plan.sampler}, {calls} call{'s' * (calls > 1)} of the net"
         return self.decoded(z, plan.times[-1].expand(len(z)).to(z.device), given, plan.guidance)
 
     @torch.no_grad()
@@ -213,12 +225,19 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
         *,
         steps: int | None = None,
         sampler: str | None = None,
+        grid: str | None = None,
         guidance: float = 1.0,
+        eta: float | None = None,
+        churn: float | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """n examples on their way from noise: at each call of the net (x [n, *shape] in data units, which entries are hidden: none)."""
+        """n examples on their way from noise: at each call of the net (x [n, *shape] in data units, which entries are hidden: none).
+
+        Options are those of `sample`.
+        """
         seen: list[Tensor] = []
         with evaluating(self):
-            plan, given = self.plan(sampler, steps, GRIDS[0], guidance, {}), expand_given(given, n)
+            options = {name: value for name, value in {"eta": eta, "churn": churn}.items() if value is not None}
+            plan, given = self.plan(sampler, steps, grid, guidance, options), expand_given(given, n)
             x = self.drawn(plan, n, given, lambda z, t, mean: seen.append(z / self.scale(t, z)))
             frames = [*map(self.lift.nearest, seen), x]  # afterwards, so that x is what `sample` draws from the same random state
         yield from ((each, torch.zeros_like(each, dtype=torch.bool)) for each in frames)

@@ -144,7 +144,7 @@ def _read(
 ) -> _Case:
     fitted = as_model(model)
     if not isinstance(fitted, Fillable):
-        raise UsageError(f"{type(fitted).__name__} cannot fill what is unknown.", f"Those that can: {', '.join(families_with('fill'))}.")
+        raise UsageError(f"{fitted.called} cannot fill what is unknown.", f"Those that can: {', '.join(families_with('fill'))}.")
     own = {name: value for name, value in how.items() if name not in READING}
     check_options(fitted.fill, own, "fill")
     reading = reading_options(model, {name: value for name, value in how.items() if name in READING})

@@ -30,7 +30,7 @@ def trace(model: Model | str | Path, n: int = 8, frames: int = 8, *, given: Any 
     fitted = as_model(model)
     if not isinstance(fitted, Traced):
         able = ", ".join(families_with("trace"))
-        raise UsageError(f"{type(fitted).__name__} has nothing to show on the way.", f"Those that have: {able}.")
+        raise UsageError(f"{fitted.called} has nothing to show on the way.", f"Those that have: {able}.")
     if n < 1 or frames < 2:
         raise UsageError(f"{frames} frames of {n} examples show no way.", "Ask for at least 2 of 1.")
     check_options(fitted.trace, how, "sampler")

@@ -33,8 +33,9 @@ from likely.nets.gamma import LearntShape
 from likely.nets.partial import Told
 from likely.noise import Noise
 from likely.solve.diffusion import bridge_kl, prior_kl
+from likely.solve.objectives import strata_error
 from likely.solve.posterior import Posterior
-from likely.solve.samplers import GRIDS, grid
+from likely.solve.samplers import grid
 
 __all__ = ["Terms", "VariationalBound"]
 
@@ -90,13 +91,11 @@ class VariationalBound(CodedChain, Likelihood, ABC):
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         strata = self._strata(_EVALUATED)
         nats = -self._bound(x, given, noise, strata).view(strata, noise.draws, -1)
-        # neighbouring strata differ by noise and by what the terms differ: the error is rather over- than underestimated
-        error = (nats.diff(dim=0).square().mean((0, 1)) / (2 * strata * noise.draws)).sqrt() if strata > 1 else None
         how = f"L_T + L_t + L_0, T={self.steps}, {strata} of {self.steps + 1} terms, K={noise.draws}"
         if not self.steps:
             how = f"L_T + L_t + L_0 in continuous time, {strata} times, K={noise.draws}"
         how += "; uniform dequantization" if self.lift.dequantizes else ""
-        return LogProb(nats.mean((0, 1)), "lower bound", stderr=error, how=how)
+        return LogProb(nats.mean((0, 1)), "lower bound", stderr=strata_error(nats), how=how)
 
     @torch.no_grad()
     def terms(self, x: Tensor, given: Tensor | None = None, *, seed: int = 0) -> Terms:
@@ -122,7 +121,7 @@ class VariationalBound(CodedChain, Likelihood, ABC):
         prior = prior_kl(e, self.schedule.end).flatten(1).sum(1)
         return prior, every[of_decoder:], every[:of_decoder].sum(0) + self.lift.detail - nats
 
-    def times(self, sampler: str, steps: int | None, word: str = GRIDS[0]) -> Tensor:
+    def times(self, sampler: str, steps: int | None, word: str | None = None) -> Tensor:
         """The bound's own T + 1 times for the sampler that it belongs to."""
         return self.chain_times if sampler == "ancestral" and steps is None else super().times(sampler, steps, word)
 

@@ -51,7 +51,7 @@ def vary(
     """
     fitted = as_model(model)
     if not isinstance(fitted, Varied):
-        raise UsageError(f"{type(fitted).__name__} cannot vary examples.", f"Those that can: {', '.join(families_with('vary'))}.")
+        raise UsageError(f"{fitted.called} cannot vary examples.", f"Those that can: {', '.join(families_with('vary'))}.")
     if draws < 1:
         raise UsageError(f"Cannot draw {draws} times.", "Ask for at least one draw.")
     own = {name: value for name, value in how.items() if name not in READING}

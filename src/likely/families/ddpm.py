@@ -49,7 +49,8 @@ class DDPM(VariationalBound):
     Args:
         steps: T, calls of the net in the ancestral sampler.
         schedule: "beta", the paper's, or a shape of `solve.noise`.
-        prediction: what the net says: "eps", "x0", "v", "score" or "velocity".
+        prediction: what the net says: "eps" (default of images, as in the paper), "x0", "v" (of tables, where the noise of entries
+            without bounds would be divided by an alpha of next to nothing), "score" or "velocity".
         variance: of the reverse steps: "large", "small" or "learned".
         objective: "simple" (the squared error of `prediction`), "min-snr", "bound", or "hybrid".
         inpaint: whether it also learns to draw any entries given the others, for fills.
@@ -74,7 +75,7 @@ class DDPM(VariationalBound):
         size: str = "small",
         steps: int | None = None,
         schedule: str = "beta",
-        prediction: str = "eps",
+        prediction: str | None = None,
         variance: str = "large",
         objective: str = "simple",
         inpaint: bool = False,
@@ -82,6 +83,7 @@ class DDPM(VariationalBound):
         **options: Any,
     ) -> None:
         super().__init__(space, given=given, size=size)
+        prediction = prediction or ("eps" if space.layout == "grid" else "v")
         check_words(self, prediction=prediction, variance=variance, objective=objective)
         if objective == "hybrid" and variance != "learned":
             raise UsageError("The objective 'hybrid' trains a learned variance.", "Add --variance learned.")

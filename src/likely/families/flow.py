@@ -96,7 +96,7 @@ class Flow(Invertible):
             (distribution functions of mixtures of logistics) or "additive".
         mixing: what joins the layers: "lu" (P L U x), "orthogonal", "random" or "reverse" (permutations), or "none".
         masks: which half a coupling moves: "alternate", "halves" or "checkerboard" (images: then channels after each squeeze).
-        marginals: of ordinal entries at first: "histogram", "logit" or "none".
+        marginals: of ordinal entries at first: "histogram", "logit" or "none"; with "histogram", heavy tails of others are drawn in.
         normalise: where ActNorm stands: "each" layer, "first" (images: each), or "none".
         dequantization: of numbers on a grid: "uniform", or "variational" (learnt; it starts as uniform).
         multiscale: images by scales, squeezed; by default those of more than 256 entries.

@@ -36,7 +36,7 @@ from likely.partly_known import PartlyKnown
 from likely.solve.coupling import COUPLINGS
 from likely.solve.objectives import TIMES, stratified
 from likely.solve.posterior import Lift, Posterior
-from likely.solve.straight import Straight
+from likely.solve.straight import EVENLY, Straight
 from likely.space import Space
 
 __all__ = ["FlowMatching"]
@@ -56,6 +56,8 @@ class FlowMatching(PartlyKnown, Likelihood):
     summary = "velocities along straight paths between noise and data; likelihood by the ODE"
     recipe = Recipe(lr=2e-3, ema=0.995, batch=64)  # of grids; small batches are more steps
     net_role = "denoiser"
+    usual: ClassVar[tuple[str, int]] = ("dpm-solver", 12)
+    even = EVENLY
     words: ClassVar[dict[str, tuple[str, ...]]] = {"coupling": tuple(COUPLINGS), "times": tuple(TIMES)}
 
     def __init__(

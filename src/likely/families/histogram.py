@@ -23,7 +23,7 @@ what is filled in, too, and so is the code: the file that `codec` writes is as l
 """
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -82,8 +82,12 @@ class Histogram(Model, Likelihood, Fillable, ClosedForm, Coded):
         return nats if self.length is None else nats + self.length.log_prob(there.sum(1, keepdim=True), label)[:, 0]
 
     @torch.no_grad()
-    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
-        """Draw n examples, [n, *shape]."""
+    def sample(self, n: int, given: Tensor | None = None, *, with_log_prob: bool = False) -> Any:
+        """Draw n examples, [n, *shape]; with_log_prob: a `Drawn`."""
+        x = self._drawn(n, given)
+        return self.scored(x, given) if with_log_prob else x
+
+    def _drawn(self, n: int, given: Tensor | None) -> Tensor:
         label, longest = label_of(self.given_space, given, n), self.space.shape[0]
         if self.space.layout == "sequence":
             unknown = torch.zeros(n, longest, dtype=torch.bool)

@@ -150,11 +150,12 @@ class IntegerFlow(Model, Likelihood, Coded):
     # -- draws and codes ------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
-        """Draw n examples, [n, *shape]."""
+    def sample(self, n: int, given: Tensor | None = None, *, with_log_prob: bool = False) -> Any:
+        """Draw n examples, [n, *shape]; with_log_prob: a `Drawn`."""
         given = expand_given(given, n)
         with evaluating(self):
-            return self._values(self._back(n, given, lambda stage, params: stage.head.sample(params)))
+            x = self._values(self._back(n, given, lambda stage, params: stage.head.sample(params)))
+            return self.scored(x, given) if with_log_prob else x
 
     def _back(self, n: int, given: Tensor | None, take: Any) -> Tensor:
         """Levels of n examples, from the last stage to the first; `take` gives those that leave at one from their parameters."""

@@ -44,6 +44,7 @@ from likely.model import Model, Recipe, evaluating, expand_given
 from likely.nets import net as build_net
 from likely.noise import Noise
 from likely.solve.absorbing import AbsorbingNoise
+from likely.solve.objectives import strata_error
 from likely.solve.uniform import UniformNoise
 from likely.space import Space
 
@@ -124,10 +125,8 @@ class MaskedDiffusion(Model, Likelihood, Fillable, Traced):
         strata = min(_EVALUATED, terms)
         with evaluating(self):
             nats = -self._bound(x, given, noise, strata).view(strata, noise.draws, -1)
-        # neighbouring strata differ by noise and by what the terms differ: the error is rather over- than underestimated
-        error = (nats.diff(dim=0).square().mean((0, 1)) / (2 * strata * noise.draws)).sqrt() if strata > 1 else None
         how = f"{self.noise.told}, {strata} of {terms} terms, K={noise.draws}"
-        return LogProb(nats.mean((0, 1)), "lower bound", stderr=error, how=how)
+        return LogProb(nats.mean((0, 1)), "lower bound", stderr=strata_error(nats), how=how)
 
     def _bound(self, x: Tensor, given: Tensor | None, noise: Noise, strata: int) -> Tensor:
         """Unbiased bounds on -log p(x) from one term of each of `strata` equal parts of them, nats [strata, draws * batch]."""

@@ -42,7 +42,7 @@ from likely.noise import Noise
 from likely.partly_known import PartlyKnown
 from likely.solve.objectives import stratified
 from likely.solve.posterior import Lift, Posterior
-from likely.solve.straight import ENDS, Straight
+from likely.solve.straight import ENDS, EVENLY, Straight
 from likely.space import Space
 
 __all__ = ["MeanFlow"]
@@ -55,6 +55,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
 
     Args:
         instant: share of each batch that learns the velocity itself, r = t; 1 is plain flow matching.
+        landing: share of the others that learn intervals down to the data, r = 0: one call is the longest of these.
         rungs: steps by the velocity that a path would take.
         tolerance: of the differential equation that log_prob solves.
         net: another than the default; its options are width, depth, dropout and those that it has besides.
@@ -64,6 +65,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
     recipe = Recipe(lr=4e-3, ema=0.995, batch=64, bf16=False, patience=0)  # the loss measures agreement with itself, not examples
     net_role = "denoiser"
     usual: ClassVar[tuple[str, int]] = ("meanflow", 1)
+    even = EVENLY
     bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "heun", "steps": 32}
 
     def __init__(
@@ -73,6 +75,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
         given: Space | None = None,
         size: str = "small",
         instant: float = 0.1,
+        landing: float = 0.75,
         rungs: int = 16,
         tolerance: float | None = None,
         net: str | None = None,
@@ -83,7 +86,9 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
             self.recipe = replace(self.recipe, lr=2e-3, batch=256)
         if rungs < 2:
             raise UsageError(f"Got rungs={rungs}.", "The least is two.")
-        self.instant, self.rungs = instant, rungs
+        if other := next((f"{word}={share}" for word, share in (("instant", instant), ("landing", landing)) if not 0 <= share <= 1), None):
+            raise UsageError(f"Got {other}.", "It is a share, from 0 to 1.")
+        self.instant, self.landing, self.rungs = instant, landing, rungs
         self._teacher: list[nn.Module] = []
         self.lift = Lift(space, few=0)
         self.schedule = Straight(self.lift.log_snr).schedule
@@ -117,9 +122,10 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
         return (self.average(z, r, t, given) - target).square().flatten(1).mean(1)
 
     def _times(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(t, r), r <= t, each [n]: the larger and the smaller of two uniform times, and equal in a share of them."""
+        """(t, r), r <= t, each [n]: the larger and the smaller of two uniform times; in a share of them r = 0, in another r = t."""
         pair = torch.stack([stratified(n, device), stratified(n, device)[torch.randperm(n, device=device)]])
         t, r = pair.max(0).values.float(), pair.min(0).values.float()
+        r = torch.where(torch.rand(n, device=device) < self.landing, 0.0, r)
         return t, torch.where(torch.rand(n, device=device) < self.instant, t, r)
 
     @torch.no_grad()
@@ -143,7 +149,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
     def _said(self, net: nn.Module, z: Tensor, r: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
         return net(z / expand_like(torch.hypot(1 - t, t), z), torch.stack([t, t - r], 1), given).to(z)
 
-    def plan(self, sampler: str | None, steps: int | None, grid: str, guidance: float, options: dict[str, Any]) -> Plan:
+    def plan(self, sampler: str | None, steps: int | None, grid: str | None, guidance: float, options: dict[str, Any]) -> Plan:
         """Leaps by average velocities, evenly in time, unless another sampler is asked for."""
         if (sampler or self.usual[0]) != "meanflow":
             return super().plan(sampler, steps, grid, guidance, options)
@@ -163,6 +169,8 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
             if see is not None:
                 see(z, self.schedule.time((2 * torch.log((1 - t) / t)).clamp(*ENDS[::-1])).expand(n), z - leap)
             z = z - leap
+        calls = len(plan.times) - 1
+        self.drawn_by = f"leaps, {calls} call{'s' * (calls > 1)} of the net"
         return self.lift.nearest(z)
 
     def posterior(self, z: Tensor, t: Tensor, given: Tensor | None) -> Posterior:

@@ -94,7 +94,7 @@ class Stacked(Model, Combined):
         if not before:
             return space, given
         if not isinstance(first := before[0], Latent):
-            raise UsageError(f"{type(first).__name__} has no latents that another could model.", "vae and flow have.")
+            raise UsageError(f"{first.called} has no latents that another could model.", "vae and flow have.")
         return first.latent, given
 
     @property

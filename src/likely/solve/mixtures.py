@@ -19,7 +19,7 @@ What is drawn is a number on the relaxed scale, put on the grid by floor and cla
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -232,9 +232,10 @@ class MixtureModel(Model, Likelihood, Fillable, Weighted):
         return self.mixture.log_prob(x, label_of(self.given_space, given, len(x)), noise)
 
     @torch.no_grad()
-    def sample(self, n: int, given: Tensor | None = None) -> Tensor:
-        """Draw n examples, [n, *shape]."""
-        return self.mixture.sample(label_of(self.given_space, given, n))
+    def sample(self, n: int, given: Tensor | None = None, *, with_log_prob: bool = False) -> Any:
+        """Draw n examples, [n, *shape]; with_log_prob: a `Drawn`."""
+        x = self.mixture.sample(label_of(self.given_space, given, n))
+        return self.scored(x, given) if with_log_prob else x
 
     @final
     @torch.no_grad()

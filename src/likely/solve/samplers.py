@@ -91,6 +91,7 @@ def ancestral(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, *,
 
 def ddim(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, *, eta: float = 0.0) -> Tensor:
     """Denoising diffusion implicit models: deterministic with eta = 0, ancestral of the "small" variance with eta = 1."""
+    _share("eta", eta)
     for t, s in _steps(schedule, times):
         mean, _ = denoise(z, t.times(z))
         fresh = eta**2 * t.below(s)  # of the variance sigma_s^2
@@ -111,6 +112,8 @@ def heun(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, *, chur
 
 
 def _karras(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, churn: float, *, twice: bool) -> Tensor:
+    if not 0 <= churn < math.inf:
+        raise UsageError(f"Cannot add noise of churn={churn}.", "It is 0 or more.")
     for t, s in _steps(schedule, times):
         z, t = _churned(schedule, z, t, min(churn / (len(times) - 1), _MOST_CHURN))
         step = s.sigma / s.alpha - t.sigma / t.alpha
@@ -144,6 +147,7 @@ def dpm_solver(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor) -
 
 def dpm_solver_sde(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, *, eta: float = 1.0) -> Tensor:
     """SDE-DPM-Solver++(2M): eta = 1 is the reverse diffusion, eta = 0 dpm-solver."""
+    _share("eta", eta)
     last = None
     for t, s in _steps(schedule, times):
         mean, _ = denoise(z, t.times(z))
@@ -175,9 +179,16 @@ def langevin(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, *, 
 
 def _langevin(denoise: Denoise, z: Tensor, at: Level, corrections: int, step: float) -> Tensor:
     """The step is a share of sigma^2 and not of norms of a batch, so that no row depends on another."""
+    if corrections < 1:
+        raise UsageError(f"Langevin dynamics of corrections={corrections} do not move.", "Ask for one or more.")
     for _ in range(corrections):
         z = z - step * at.sigma * _eps(denoise, z, at) + math.sqrt(2 * step) * at.sigma * torch.randn_like(z)
     return z
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UsageError(f"Got {name}={value}.", "It is a share of the noise, from 0 to 1.")
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {

@@ -18,9 +18,12 @@ from likely.nets.conditioning import expand_like
 from likely.nets.partial import Told
 from likely.solve.noise import noise_schedule
 
-__all__ = ["ENDS", "Straight"]
+__all__ = ["ENDS", "EVENLY", "Straight"]
 
 ENDS = (6.0, -14.0)  # log-SNR: sigma from 5 % of the data's deviation, less where the data are finer; alpha down to .1 %
+
+# in its own time a path is straight, so that solvers of velocities take even steps of it; Heun's method, in sigma / alpha, does not
+EVENLY = frozenset({"dpm-solver", "ddim", "euler"})
 
 
 class Straight:
