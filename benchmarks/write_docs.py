@@ -241,6 +241,12 @@ def diffusion_speed():
     return section("Diffusion, speed", text, head, rows, found[-1])
 
 
+def drawn_of(each, samples, sampler):
+    """What is said of the samples of one model's runs."""
+    quality = [spread_of([r[key] for r in each], digits) for key, digits in (("energy", 4), ("c2st", 3))]
+    return [f"{samples:,}", str(len(each)), *quality, f"{sampler}, {each[0]['calls']}", f"{mean(r['samples_per_s'] for r in each):,.0f}"]
+
+
 def diffusion_quality():
     found = newest("diffusion_quality", "library", "budget_cpu_seconds", "samples", "seed")
     budget = max(r["budget_cpu_seconds"] for r in found)
@@ -251,11 +257,11 @@ def diffusion_quality():
     for (name, samples), each in sorted(runs.items(), key=lambda item: mean(r["c2st"] for r in item[1])):
         r = each[0]
         likelihood = f"{SYMBOLS[r['kind']]} {mean(r['bits'] for r in each):.3f} ± {r['stderr']:.3f} ({r['n']})" if "bits" in r else ""
-        quality = [spread_of([r[key] for r in each], digits) for key, digits in (("energy", 4), ("c2st", 3))]
-        speeds = [f"{mean(r[key] for r in each):,.0f}" for key in ("samples_per_s", "train_images_per_s")]
-        shown = f"**{name}**" if "bits" in r else name
-        drawn = [f"{samples:,}", str(len(each))]
-        rows.append([shown, f"{r['parameters']:,}", *drawn, *quality, f"{r['sampler']}, {r['calls']}", *speeds, likelihood])
+        shown, size = f"**{name}**" if "bits" in r else name, f"{r['parameters']:,}"
+        trained = f"{mean(r['train_images_per_s'] for r in each):,.0f}"
+        rows.append([shown, size, *drawn_of(each, samples, r["sampler"]), trained, likelihood])
+        if quick := [r["quick"] for r in each if "quick" in r]:
+            rows.append([shown, size, *drawn_of(quick, samples, r["sampler"]), trained, ""])
     one = next(iter(runs.values()))[0]
     floor = one["floor"]
     text = (
