@@ -48,6 +48,13 @@ def test_kernel_mmd_is_its_definition():
     assert result["value"] == pytest.approx(expected.item(), abs=1e-9)
 
 
+def test_energy_distance_of_many_to_few_in_single_precision():
+    generator = torch.Generator().manual_seed(0)
+    distance = pairwise(torch.randn(3000, 2, generator=generator), torch.randn(20, 2, generator=generator) + 0.3)
+    exact = energy_distance(distance.double(), 3000, permutations=1)["value"]
+    assert energy_distance(distance, 3000, permutations=1)["value"] == pytest.approx(exact, abs=1e-12)
+
+
 @pytest.mark.parametrize("test", [energy_distance, kernel_mmd])
 def test_permutation_p_is_uniform_under_the_null_and_small_off_it(test):
     null = torch.tensor([test(pairwise(normal(40, seed=2 * s), normal(40, seed=2 * s + 1)), 40)["p"] for s in range(60)])
