@@ -171,7 +171,7 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
 
     def drawn(self, plan: Plan, n: int, given: Tensor | None, see: See | None = None) -> Tensor:
         """From noise to n examples, the last call of the net being the decoder's."""
-        return self._walked(plan, self.schedule.prior_scale * self.lift.start(n, next(self.parameters()).device), given, see)
+        return self._walked(plan, self.schedule.prior_scale * self.lift.start(n), given, see)
 
     def _walked(self, plan: Plan, z: Tensor, given: Tensor | None, see: See | None = None) -> Tensor:
         """From z at the first of a plan's times."""

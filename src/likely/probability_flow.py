@@ -132,7 +132,7 @@ class ProbabilityFlow(Model, Latent, ABC):
     @torch.no_grad()
     def decode(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         """Examples from standard normal noise [B, *latent shape], NaN where sets have no points, by the differential equation."""
-        noise = self.schedule.prior_scale * z.view(-1, *self.lift.space.shape)
+        noise = self.schedule.prior_scale * z.view(-1, *self.lift.space.shape).to(self.lift.zero)
         given, e = expand_given(given, len(z)), torch.full_like(noise, math.nan)
         with evaluating(self):
             for rows, n in self._by_size(noise):

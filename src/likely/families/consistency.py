@@ -115,10 +115,9 @@ class Consistency(Model, Tuned):
         """
         if steps < 1:
             raise UsageError(f"Cannot sample in {steps} steps.", "The least is one.")
-        given, e = expand_given(given, n), torch.zeros(n, *self.lift.space.shape, device=next(self.parameters()).device)
+        given, times = expand_given(given, n), torch.linspace(1, 0, steps + 1)[:-1].to(self.lift.zero)
         with evaluating(self):
-            for t in torch.linspace(1, 0, steps + 1)[:-1].to(e):
-                times = t.expand(n)
-                z = torch.randn_like(e) if t == 1 else self._between(e, torch.randn_like(e), times)
-                e = self.end(z, times, given)
+            e = self.end(self.lift.start(n), times[0].expand(n), given)
+            for t in times[1:]:
+                e = self.end(self._between(e, torch.randn_like(e), t.expand(n)), t.expand(n), given)
         return self.lift.nearest(e)

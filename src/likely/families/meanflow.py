@@ -114,7 +114,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
         """How far the two sides of the identity differ, |.|^2 of each example, the mean over its entries."""
         e, _ = self.lift(x, Noise(x))
         eps = torch.randn_like(e)
-        t, r = self._times(len(e), e.device)
+        t, r = (v.to(e) for v in self._times(len(e), e.device))
         z, target = torch.lerp(e, eps, expand_like(t, e)), eps - e
         rows = (r < t) | bool(self._teacher)  # a velocity is learnt from examples, or from the teacher
         if rows.any():
@@ -163,8 +163,8 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
     def drawn(self, plan: Plan, n: int, given: Tensor | None, see: See | None = None) -> Tensor:
         if plan.sampler != "meanflow":
             return super().drawn(plan, n, given, see)
-        z = torch.randn(n, *self.lift.space.shape, device=next(self.parameters()).device)
-        for t, r in pairwise(plan.times.to(z.device)):
+        z = self.lift.start(n)
+        for t, r in pairwise(plan.times.to(z)):
             leap = (t - r) * self.average(z, r.expand(n), t.expand(n), given)
             if see is not None:
                 see(z, self.schedule.time((2 * torch.log((1 - t) / t)).clamp(*ENDS[::-1])).expand(n), z - leap)

@@ -186,10 +186,14 @@ class Lift(nn.Module):
         log_snr: at which the data are resolved, where a schedule starts.
         detail: nats that the relaxed entries of an example cost at `log_snr`, if noise is all that is unknown then.
         dequantizes: whether some entries are dequantized.
+        zero: a number on the device and in the precision of what is lifted and drawn: those of the model that it is part of.
     """
+
+    zero: Tensor
 
     def __init__(self, data: Space, *, few: int | None = None, bins: bool = False) -> None:
         super().__init__()
+        self.register_buffer("zero", torch.zeros(1), persistent=False)
         self.data = data
         self.finite = [i for i, s in enumerate(data.supports) if s.states is not None and s.states <= _MOST_LEVELS]
         self.others = [i for i in range(len(data.supports)) if i not in self.finite]
@@ -215,11 +219,11 @@ class Lift(nn.Module):
             again = noise.draws // relaxed.draws  # what is not random is relaxed once
             values.append(relaxed.value.repeat(again, *[1] * (relaxed.value.ndim - 1)) if again > 1 else relaxed.value)
             nats = nats + relaxed.nats.repeat(again)
-        return torch.cat(values, 1) if self.finite else values[0], nats
+        return (torch.cat(values, 1) if self.finite else values[0]).to(self.zero), nats
 
-    def start(self, n: int, device: torch.device) -> Tensor:
+    def start(self, n: int) -> Tensor:
         """Standard normal noise in place of n examples."""
-        return torch.randn(n, *self.space.shape, device=device)
+        return torch.randn(n, *self.space.shape, device=self.zero.device, dtype=self.zero.dtype)
 
     def posterior(self, params: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
         """Of all entries, from params [B, C, width, ...] and z [B, C, ...]; alpha and sigma broadcast over z."""

@@ -46,7 +46,7 @@ class SetLift(Lift):
             again = noise.draws // relaxed.draws
             values.append(relaxed.value.repeat(again, 1, 1))
             nats = nats + relaxed.nats.repeat(again)
-        return torch.cat(values, 2), nats
+        return torch.cat(values, 2).to(self.zero), nats
 
     def posterior(self, params: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
         """From params [B, N, width, D] and z [B, N, D]."""
@@ -64,11 +64,11 @@ class SetLift(Lift):
         known = Posterior(_filled(posterior.mean, 0.0), _filled(posterior.var, 1.0), log_mass)
         return pointsets.padded(super().draw(_turned(known)).mT, there.sum(1))
 
-    def start(self, n: int, device: torch.device) -> Tensor:
-        z = super().start(n, device)
+    def start(self, n: int) -> Tensor:
+        z = super().start(n)
         if not self.sets.variable:
             return z
-        shares = torch.tensor(self.sets.lengths or (1.0,) * len(z[0]), device=device)
+        shares = torch.tensor(self.sets.lengths or (1.0,) * len(z[0]), device=z.device)
         return pointsets.padded(z, torch.multinomial(shares, n, replacement=True) + 1)
 
     def noised(self, e: Tensor, deviation: float, noise: Noise) -> tuple[Tensor, Tensor]:
