@@ -14,6 +14,7 @@ from likely.bijections import (
     Bijection,
     Chain,
     Coupling,
+    Domains,
     Elementwise,
     Flatten,
     Inverse,
@@ -56,6 +57,11 @@ def _perturbed(bijection: Bijection, scale: float = 0.1) -> Bijection:
     return bijection.eval()
 
 
+def _domains() -> Domains:
+    low, high = torch.tensor([-1.0, -torch.inf, -1.0, -torch.inf]), torch.tensor([torch.inf, 2.0, 2.0, torch.inf])
+    return Domains(low, high, ["x0", "x1", "x2", "x3"])
+
+
 def _jacobian(bijection: Bijection, way: str, row: Tensor) -> Tensor:
     """[dims, dims] by autograd."""
     go = getattr(bijection, way)
@@ -96,13 +102,19 @@ CASES = {
     "softplus": (lambda: Softplus(-1.0), (3,)),
     "logit": (lambda: Logit(-1.0, 2.0), (2, 2, 2)),
     "logit of some": (lambda: Logit(-1.0, 2.0, [0, 2]), (3,)),
+    "domains": (_domains, (4,)),
     "flatten": (lambda: Flatten((2, 2, 2)), (2, 2, 2)),
     "squeeze": (lambda: Squeeze(), (1, 4, 2)),
     "rest": (lambda: Rest((4, 1, 2), Chain([ActNorm(2), Flatten((2, 1, 2))])), (4, 1, 2)),
     "chain": (lambda: Chain([Linear(4), _coupling(Space.reals(4), Spline(4), "mlp"), ActNorm(4)]), (4,)),
 }
 # of those that are for a part of the line: how numbers get there
-DOMAINS = {"softplus": lambda x: x.abs() - 0.9, "logit": lambda x: 1.4 * x.tanh() + 0.5, "logit of some": lambda x: 1.4 * x.tanh() + 0.5}
+DOMAINS = {
+    "softplus": lambda x: x.abs() - 0.9,
+    "logit": lambda x: 1.4 * x.tanh() + 0.5,
+    "logit of some": lambda x: 1.4 * x.tanh() + 0.5,
+    "domains": lambda x: torch.stack([x[:, 0].abs() - 0.9, 1.9 - x[:, 1].abs(), 1.4 * x[:, 2].tanh() + 0.5, x[:, 3]], 1),
+}
 TRIANGULAR = [name for name in CASES if "autoregressive" in name]
 
 

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import AffineTransform
 
 from likely.bijections.marginal import smoothed_histogram
-from likely.errors import UsageError
+from likely.errors import DataError, UsageError
 from likely.families.flow import Flow
 from likely.space import Space, Support
 
@@ -40,6 +41,63 @@ def test_trained_density_integrates_to_one(transform, dims):
     assert logprob.kind == "exact"
     mass = logprob.nats.exp().sum().item() * (ticks[1] - ticks[0]).item() ** dims
     assert mass == pytest.approx(1, abs=2e-3)
+
+
+ENDS = {
+    "0..1": (torch.distributions.Beta(0.5, 0.5), lambda v: (1 - torch.cos(math.pi * v)) / 2),
+    "..3": (
+        torch.distributions.TransformedDistribution(torch.distributions.Exponential(2.0), AffineTransform(3, -1)),
+        lambda v: 11 * v - 8,
+    ),
+}
+
+
+@pytest.mark.parametrize("bounds", ENDS)
+def test_bounds_hold_the_mass_and_the_samples(bounds):
+    law, at = ENDS[bounds]
+    x = law.sample((1000, 1))
+    flow = _trained(Flow(Space.reals(1).standardised(x), size="tiny", bounds=bounds), x, steps=30)
+    edges = at(torch.linspace(0, 1, 4001).double())  # finer near ends where the density has poles
+    middle, low, high = (edges[1:] + edges[:-1]) / 2, edges[0].item(), edges[-1].item()
+    with torch.no_grad():
+        density = flow.log_prob(middle[:, None].float()).nats.exp()
+        assert (density * edges.diff()).sum().item() == pytest.approx(1, abs=5e-3)
+        assert flow.log_prob(torch.tensor([[high + 0.1]])).nats.isneginf().all()
+        far = law.sample((2000, 1))
+        assert flow.log_prob(far).nats.mean() > law.log_prob(far).mean() - 0.1
+    drawn = flow.sample(2000)
+    assert ((drawn > low) & (drawn < high)).all()
+
+
+def test_bounds_of_numbers_on_a_grid_are_within_them():
+    percent = Support("decimal", name="percent", decimals=0, origin=0, center=50.0, scale=30.0)
+    flow = Flow(Space.columns(percent), size="tiny", bounds="0..100").eval()
+    assert flow.sample(500).amin() >= 0
+    assert flow.sample(500).amax() <= 100
+    with torch.no_grad():
+        mass = flow.log_prob(torch.arange(101)[:, None], draws=200).nats.exp().sum().item()
+    assert mass == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ("x7=0..1", "no column 'x7'"),
+        ("0-1", "says no bounds"),
+        ("1..0", "says no bounds"),
+        ("x0=a..", "says no bounds"),
+        ("=0..1", "no column"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(bounds, told):
+    with pytest.raises(UsageError, match=told):
+        Flow(Space.reals(2), size="tiny", bounds=bounds)
+
+
+def test_training_beyond_bounds_names_the_column():
+    flow = Flow(Space.reals(2), size="tiny", bounds="x1=0..")
+    with pytest.raises(DataError, match="Of 8 values of x1, 8 are out of its bounds"):
+        flow(-torch.rand(8, 2) - 0.1)
 
 
 def test_training_learns_what_a_normal_cannot():

@@ -4,7 +4,7 @@ from likely.bijections.autoregressive import Autoregressive
 from likely.bijections.base import Bijection, Inverse, chunks, per_example
 from likely.bijections.chain import Chain
 from likely.bijections.coupling import MASKS, Coupling, mask
-from likely.bijections.domains import Logit, Softplus
+from likely.bijections.domains import Domains, Logit, Softplus, domains
 from likely.bijections.elementwise import Affine, Elementwise, Spline
 from likely.bijections.linear import ActNorm, Linear, Orthogonal, Permute
 from likely.bijections.marginal import Gaussianise
@@ -20,6 +20,7 @@ __all__ = [
     "Bijection",
     "Chain",
     "Coupling",
+    "Domains",
     "Elementwise",
     "Flatten",
     "Gaussianise",
@@ -34,6 +35,7 @@ __all__ = [
     "Spline",
     "Squeeze",
     "chunks",
+    "domains",
     "mask",
     "per_example",
 ]

@@ -6,6 +6,7 @@ Discrete data are lifted to reals first (`Space.relax`), which makes the mass a 
 of p over K draws of the lifting tightens it, and so may learning where in its cell a number is lifted to
 (`dequantization`). The map is a chain of
 
+    bounds        numbers that end somewhere by a logit or the inverse of a softplus, where bounds are told
     marginals     every ordinal entry by its own histogram (the chain starts as good as `histogram`), or by a logit
     ActNorm       entries or channels to mean 0 and variance 1
     mixing        y = P L U x, a rotation or a permutation, over all entries or, on images, over channels
@@ -54,6 +55,7 @@ from likely.bijections import (
     Rest,
     Spline,
     Squeeze,
+    domains,
     mask,
 )
 from likely.bijections.marginal import histograms, places_by_grid
@@ -97,6 +99,8 @@ class Flow(Invertible):
         mixing: what joins the layers: "lu" (P L U x), "orthogonal", "random" or "reverse" (permutations), or "none".
         masks: which half a coupling moves: "alternate", "halves" or "checkerboard" (images: then channels after each squeeze).
         marginals: of ordinal entries at first: "histogram", "logit" or "none"; with "histogram", heavy tails of others are drawn in.
+        bounds: where numbers of a table end, as "0..1" for all, or "age=0..120,income=0.." for some; they are mapped to the whole
+            line by a logit or the inverse of a softplus, and beyond them the density is 0.
         normalise: where ActNorm stands: "each" layer, "first" (images: each), or "none".
         dequantization: of numbers on a grid: "uniform", or "variational" (learnt; it starts as uniform).
         multiscale: images by scales, squeezed; by default those of more than 256 entries.
@@ -138,6 +142,7 @@ class Flow(Invertible):
         mixing: str = "lu",
         masks: str = "alternate",
         marginals: str = "histogram",
+        bounds: str = "",
         normalise: str = "first",
         dequantization: str = "uniform",
         multiscale: bool | None = None,
@@ -178,7 +183,7 @@ class Flow(Invertible):
             body = self._vector(shape)
         if transform == "additive":  # the layers keep volume
             body.append(ActNorm(math.prod(shape)))
-        self.map = Chain([*_MARGINALS[marginals](space), *body])
+        self.map = Chain([*domains(space, bounds), *_MARGINALS[marginals](space), *body])
         if dequantization == "variational":
             self.dequantizer = Dequantizer(space, Spline(self._bins), **self._net)
 

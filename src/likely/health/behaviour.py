@@ -21,8 +21,10 @@ from likely.abilities import ClosedForm, Likelihood
 from likely.bijections import Chain
 from likely.dataset import Data, Split
 from likely.enumeration import Room
+from likely.health.maps import bounded, within
 from likely.health.mass import enumerable
 from likely.health.report import Reading, Subject, Verdict
+from likely.invertible import Invertible
 from likely.laws import LawBroken, Trial, rows_are_independent, samples_follow
 from likely.space import MISSING, Space
 
@@ -78,6 +80,8 @@ def far(subject: Subject) -> Iterator[Reading]:
     if not isinstance(model, Likelihood) or space.layout == "set":
         return
     x, given = _extremes(space, subject.x), None if subject.given is None else subject.given[:1].expand(2, *subject.given.shape[1:])
+    if isinstance(model, Invertible) and bounded(model):
+        x = space.snap(within(model, space.relax(x).value))
     where = "all numbers at |x| = 1e3 or their ends" if space.layout != "sequence" else "one symbol repeated"
     nats = model.log_prob(x, given).nats
     told = f"log p {nats[0].item():.4g} and {nats[1].item():.4g}"
@@ -103,8 +107,9 @@ def samples(subject: Subject) -> Iterator[Reading]:
         return
     given = None if subject.given is None else subject.given[torch.arange(_SAMPLES) % len(subject.given)]
     kind = model.log_prob(subject.x[:1], None if given is None else given[:1]).kind
-    if space.discrete or space.flags or kind != "exact":
-        reason = f"not taken: {'too many states' if space.discrete else f'log p is a {kind}'}"
+    ends = isinstance(model, Invertible) and bounded(model)  # where a density need not vanish, as the identities ask
+    if space.discrete or space.flags or kind != "exact" or ends:
+        reason = f"not taken: {'too many states' if space.discrete else 'numbers have bounds' if ends else f'log p is a {kind}'}"
         yield Reading("samples and density", "", reason, "unknown")
         return
     x = model.sample(_SAMPLES, given)

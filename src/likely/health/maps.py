@@ -20,10 +20,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from likely.bijections import Bijection
+from likely.bijections import Bijection, Domains
 from likely.health.report import Reading, Subject, by_size
 from likely.invertible import Invertible
-from likely.space import Space
 
 __all__ = ["SCALES", "base_mass", "log_determinant", "onto", "precision", "round_trip", "within"]
 
@@ -51,9 +50,12 @@ def _relaxed(subject: Subject, n: int) -> tuple[Tensor, Tensor | None]:
     return subject.model.space.relax(x).value, None if subject.given is None else subject.given[:n]
 
 
-def within(space: Space, u: Tensor) -> Tensor:
-    """Relaxed examples with ordinals put back into their range, half a level from its ends; there the map is not defined beyond."""
-    u = u.clone()
+def within(model: Invertible, u: Tensor) -> Tensor:
+    """Relaxed examples with ordinals put back into their range, half a level from its ends, and numbers between their bounds; there the
+    map is not defined beyond."""
+    space, u = model.space, u.clone()
+    for part in model.map.modules():
+        u = part.clamped(u) if isinstance(part, Domains) else u
     for place, i in enumerate(space.numbers):
         s = space.supports[i]
         if s.kind == "ordinal":
@@ -61,9 +63,9 @@ def within(space: Space, u: Tensor) -> Tensor:
     return u
 
 
-def bounded(space: Space) -> bool:
+def bounded(model: Invertible) -> bool:
     """Whether some entry ends somewhere."""
-    return any(s.kind == "ordinal" for s in space.supports)
+    return any(s.kind == "ordinal" for s in model.space.supports) or any(isinstance(part, Domains) for part in model.map.modules())
 
 
 def _error(back: Tensor, there: Tensor) -> tuple[float, float]:
@@ -77,7 +79,7 @@ def round_trip(subject: Subject, scale: int) -> Iterator[Reading]:
     model = subject.model
     assert isinstance(model, Invertible)
     u, _ = _relaxed(subject, _ROWS)
-    u = within(model.space, u * scale)
+    u = within(model, u * scale)
     for dtype, mapping in ((torch.float32, model.map), (torch.float64, _double(model))):
         there, given = u.to(dtype), _given(subject, len(u), dtype)
         back = mapping.inverse(mapping(there, given)[0], given)[0]
@@ -107,7 +109,7 @@ def log_determinant(subject: Subject) -> Iterator[Reading]:
         return
     mapping = _double(model)
     points = 8 if dims <= 16 else 4 if dims <= 128 else 1
-    u = within(model.space, _relaxed(subject, points)[0]).double()
+    u = within(model, _relaxed(subject, points)[0]).double()
     given = _given(subject, len(u), torch.float64)
     z, claimed = mapping(u, given)
     back, inverse = mapping.inverse(z, given)
@@ -155,7 +157,7 @@ def onto(subject: Subject) -> Iterator[Reading]:
         gap, _ = _returned(subject, there, z.to(dtype))
         lost = 1 - (gap < 1).double().mean().item()  # NaN is lost
         yield Reading("onto", f"{str(dtype)[6:]}, {len(z)} draws of noise", f"{lost:.1%} do not return", by_size(lost, 0.002, 0.02))
-    if bounded(model.space):
+    if bounded(model):
         return  # far noise is mapped within rounding of the ends of the range, by right
     for radius in (10.0, 100.0, 1000.0):
         far = (z * radius / z.norm(dim=1, keepdim=True))[:_ROWS]
