@@ -144,7 +144,7 @@ def test_blocks_equal_a_band(kind, length):
     """Attention by blocks is softmax attention under a band of the window's width."""
     window, heads, width = 3, 2, 8
     attention = awake(SoftmaxAttention(width, heads, heads, window))
-    positions = Positions(Space.sequence(20), kind, width=width, heads=heads, head_width=4).double()
+    positions = Positions(Space.sequence(20), kind, width=width, heads=heads).double()
     h = torch.randn(2, length, width, dtype=torch.float64)
     place = Place.whole(positions, length, window, h)
     q, k, v = attention.qkv(h).unflatten(-1, (3, heads, 4)).permute(2, 0, 3, 1, 4)

@@ -1,12 +1,15 @@
 """Every registered family, held to every law that applies, over every tiny data set of its layouts."""
 
+import inspect
+
 import pytest
 import torch
 
 import likely
 from likely import families
+from likely.abilities import ClosedForm, Likelihood
 from likely.checks import Room, check_model, tiny_data
-from likely.errors import DataError
+from likely.errors import DataError, UsageError
 from likely.space import Space
 
 DATA = tiny_data()
@@ -72,6 +75,45 @@ def test_of_no_examples_there_are_no_likelihoods_of_their_kind(name):
     none, one = model.log_prob(x[:0]), model.log_prob(x)
     assert none.nats.shape == (0,)
     assert none.kind == one.kind
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_none_are_drawn_of_the_right_shape_and_type(data):
+    for name in families.FAMILIES:
+        if (name, data) not in CASES:
+            continue
+        model = families.build(name, DATA[data].space, given=DATA[data].given, size="tiny")
+        options = {"with_log_prob": True} if "with_log_prob" in inspect.signature(model.sample).parameters else {}
+        for how in ({}, options) if name in ("histogram", "flow", "autoregressive") else ({},):
+            drawn = model.sample(0, None if DATA[data].given is None else DATA[data].test.given[:1], **how)
+            x = drawn if isinstance(drawn, torch.Tensor) else drawn[0]
+            assert x.shape == (0, *model.space.shape), name
+            assert x.dtype == model.space.dtype, name
+            assert all(len(part) == 0 for part in ([x] if drawn is x else drawn))
+        with pytest.raises(UsageError, match="Cannot draw -1"):
+            model.sample(-1)
+
+
+FAR = torch.tensor([[m, -m, 0.0] for m in (1e3, 1e10, 1e20, 1e30)])
+
+
+LONG = ("gmm", "energy", "score", "flow-matching", "meanflow")  # to fit, or to score
+REALS = [
+    n for n in families.FAMILIES if families.family_class(n).serves(Space.reals(3)) and issubclass(families.family_class(n), Likelihood)
+]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in REALS])
+def test_far_out_log_p_is_low_and_never_nan(name):
+    model = families.build(name, Space.reals(3), size="tiny").eval()
+    torch.manual_seed(0)
+    if isinstance(model, ClosedForm):
+        model = likely.fit(torch.randn(60, 3), name, size="tiny", progress=False).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+        nats = model.log_prob(FAR).nats
+    assert (nats < -20).all(), nats
 
 
 @pytest.mark.slow

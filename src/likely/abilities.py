@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from likely.dataset import Data
 from likely.logprob import LogProb
-from likely.model import Batches, Model, expand_given
+from likely.model import Batches, Model, expand_given, in_double
 from likely.noise import Noise
 from likely.space import Relaxed, Space
 
@@ -83,15 +83,25 @@ class Likelihood(ABC):
         given = expand_given(given, len(x))
         if len(x) == 0:  # of no examples it is of the kind that it is of any
             any_given = None if given is None else given.new_zeros(1, *given.shape[1:])
-            of_one = self.log_prob(x.new_zeros(1, *x.shape[1:]), any_given, draws=draws, seed=seed)
-            return LogProb(of_one.nats[:0], of_one.kind, how=of_one.how)
+            return self.log_prob(x.new_zeros(1, *x.shape[1:]), any_given, draws=draws, seed=seed)[:0]
         found = self._log_prob(x, given, Noise(x, draws, seed))
+        far = found.nats.isnan() | (found.nats == torch.inf)
+        if bool(far.any()):
+            found = self._of_far(found, far, x, given, Noise(x[far], draws, seed))
         if self.given_space is None or given is not None:
             return found
         return replace(found, how="; ".join(part for part in ("without what is given", found.how) if part))
 
     @abstractmethod
     def _log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb: ...
+
+    @torch.no_grad()
+    def _of_far(self, found: LogProb, far: Tensor, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
+        """What was found, in double precision where rows are so far out that single precision overflowed. Weights of NaN still give NaN."""
+        assert isinstance(self, Model)
+        with in_double(self):
+            again = self._log_prob(x[far], given if given is None else given[far], noise)
+        return found.with_rows(far, again)
 
     @final
     def scored(self, x: Tensor, given: Tensor | None = None) -> Drawn:

@@ -159,7 +159,7 @@ class Invertible(Model, Likelihood, Latent, Reparameterised, Fillable, Starts, A
                 u, log_det = self._from_noise(z, None if given is None else given[first : first + rows])
                 parts.append(self.space.snap(u))
                 nats.append(log_normal(z) - log_det)
-            x = torch.cat(parts) if parts else torch.empty(0, *self.space.shape, dtype=self.space.dtype, device=device)
+            x = torch.cat(parts)
             if not with_log_prob:
                 return x
             if self.space.discrete or self.space.flags or not self.as_computed:

@@ -57,6 +57,22 @@ class LogProb:
     def __len__(self) -> int:
         return len(self.nats)
 
+    def __getitem__(self, rows: slice | Tensor) -> "LogProb":
+        """Those of some examples."""
+        return replace(self, **{name: part[rows] for name, part in self._parts()})
+
+    def with_rows(self, rows: Tensor, other: "LogProb") -> "LogProb":
+        """The same with `other` in the place of those of some examples."""
+        return replace(
+            self,
+            **{name: part.index_put((rows,), new.to(part)) for (name, part), (_, new) in zip(self._parts(), other._parts(), strict=True)},
+        )
+
+    def _parts(self) -> list[tuple[str, Tensor]]:
+        """What there is for each example, by name."""
+        each = [(name, getattr(self, name)) for name in ("nats", "stderr", "lower", "upper")]
+        return [(name, part) for name, part in each if part is not None]
+
     def but(self, how: str) -> "LogProb":
         """The same values, resting on `how`."""
         return replace(self, how=how)

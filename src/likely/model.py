@@ -22,6 +22,7 @@ __all__ = [
     "Recipe",
     "evaluating",
     "expand_given",
+    "in_double",
     "in_precision",
 ]
 
@@ -81,8 +82,8 @@ class Model(nn.Module, ABC):
 
     def __init_subclass__(cls, **how: Any) -> None:
         super().__init_subclass__(**how)
-        if not hasattr(cls.sample, "checks_given"):
-            cls.sample = _checking_given(cls.sample)  # type: ignore[method-assign]
+        if not hasattr(cls.sample, "checks"):
+            cls.sample = _checking(cls.sample)  # type: ignore[method-assign]
 
     def __init__(self, space: Space, *, given: Space | None = None, size: str = "small") -> None:
         super().__init__()
@@ -118,23 +119,38 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n: int, given: Tensor | None = None) -> Tensor:
-        """Draw n examples in data units, [n, *shape]; `given` has n rows, or one for all.
+        """Draw n examples in data units, [n, *shape]; `given` has n rows, or one for all. A family is asked for one at least.
 
         A family may add keyword-only options of its sampler, such as `temperature`.
         """
 
 
-def _checking_given(sample: Callable[..., Any]) -> Callable[..., Any]:
-    """A family's `sample` that is told of `given` only what the model was fitted with, one row for each example."""
+def _checking(sample: Callable[..., Any]) -> Callable[..., Any]:
+    """A family's `sample`, asked for one example at least and told of `given` only what the model was fitted with, one row for each."""
 
     @wraps(sample)
     def checked(self: Model, n: int, given: Tensor | None = None, **options: Any) -> Any:
+        if n < 0:
+            raise UsageError(f"Cannot draw {n} examples.", "Ask for none or more.")
         if given is not None and self.given_space is not None:
             self.given_space.check(given)
-        return sample(self, n, expand_given(given, n), **options)
+        given = expand_given(given, n)
+        if n:
+            return sample(self, n, given, **options)
+        if options:  # they say what is returned, and may be wrong
+            return _none_of(sample(self, 1, None if given is None else given.new_zeros(1, *given.shape[1:]), **options))
+        at = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        return torch.empty(0, *self.space.shape, dtype=self.space.dtype, device=at)
 
-    checked.checks_given = True  # type: ignore[attr-defined]
+    checked.checks = True  # type: ignore[attr-defined]
     return checked
+
+
+def _none_of(drawn: Any) -> Any:
+    """No rows of what was drawn, whether examples or examples with their log-probabilities."""
+    if isinstance(drawn, tuple):
+        return type(drawn)(*map(_none_of, drawn))
+    return drawn[:0]
 
 
 @contextmanager
@@ -159,6 +175,18 @@ def in_precision(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for tensor, data in own:
             tensor.data = data
+
+
+@contextmanager
+def in_double(module: nn.Module) -> Iterator[None]:
+    """All that a module computes, in double precision for a while, from how it lifts data to reals on."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with in_precision(module, torch.float64):
+            yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def expand_given(given: Tensor | None, n: int) -> Tensor | None:

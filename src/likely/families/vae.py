@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from likely.abilities import Amortised, Likelihood
 from likely.errors import UsageError
 from likely.heads import Heads
+from likely.heads.base import at_least_float32
 from likely.logprob import LogProb
 from likely.model import Model, Recipe, evaluating, expand_given
 from likely.nets import net as build_net
@@ -119,7 +120,7 @@ class VAE(Model, Likelihood, Amortised):
         """Minus the bound of `draws` samples, in nats, [batch]; its gradients are the doubly reparameterised ones."""
         noise = Noise(x, self.draws)
         mean, log_sigma = map(noise.repeat, self._posterior(x, given))
-        z = mean + log_sigma.exp() * noise.normal(*self.latent.shape).float()
+        z = mean + log_sigma.exp() * noise.normal(*self.latent.shape).to(mean)
         log_ratio = _log_normal(z) - _log_normal(z, mean.detach(), log_sigma.detach())
         log_w = self._log_given_z(noise.repeat(x), z, _repeat(given, noise)) + self.beta * _summed(log_ratio)
         v = log_w.detach().view(self.draws, -1).softmax(0)
@@ -131,7 +132,7 @@ class VAE(Model, Likelihood, Amortised):
 
     def _posterior(self, x: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z | x), [batch, *latent shape] each."""
-        mean, log_sigma = self.encoder(x, given).float().chunk(2, 1)
+        mean, log_sigma = at_least_float32(self.encoder(x, given)).chunk(2, 1)
         return mean, log_sigma.clamp(*_LOG_SIGMA)
 
     def _log_given_z(self, x: Tensor, z: Tensor, given: Tensor | None) -> Tensor:
@@ -143,7 +144,7 @@ class VAE(Model, Likelihood, Amortised):
         nats = nats.masked_fill(~present, 0.0).sum(1)
         if self.length is None:
             return nats
-        return nats - F.cross_entropy(self.length(z).float(), present.sum(1), reduction="none").double()
+        return nats - F.cross_entropy(at_least_float32(self.length(z)), present.sum(1), reduction="none").double()
 
     # -- sample ---------------------------------------------------------------------------------
 
@@ -186,7 +187,7 @@ class VAE(Model, Likelihood, Amortised):
     def _encode(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
         with evaluating(self):
             mean, log_sigma = map(noise.repeat, self._posterior(x, given))
-            z = mean + log_sigma.exp() * noise.normal(*self.latent.shape).float()
+            z = mean + log_sigma.exp() * noise.normal(*self.latent.shape).to(mean)
             xs, givens = noise.repeat(x), _repeat(given, noise)
             parts = [self._log_given_z(xs[rows], z[rows], _rows(givens, rows)) for rows in self._chunks(len(z))]
         return z, torch.cat(parts) - _summed(_log_normal(z, mean, log_sigma))

@@ -37,20 +37,22 @@ WIDEST = 4  # channels grow to at most so many times those of the first stage
 
 
 def standardise(space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of a batch on the standardised scale, 0 where missing, float32; and which of the flagged are missing."""
+    """Numbers of a batch on the standardised scale, 0 where missing; and which of the flagged are missing."""
     x = x[:, space.numbers]
     decimal, real = (per_number([space.supports[i].kind == kind for i in space.numbers], x).bool() for kind in ("decimal", "real"))
     lost = (torch.isnan(x) | (x == MISSING)) & per_number([space.supports[i].missing for i in space.numbers], x).bool()
     center, scale = space.affine(x)
     number = torch.where(decimal, to_grid(x), x).double() + torch.where(real, 0.0, 0.5)
-    return torch.where(lost, 0.0, (number - center) / scale).float(), lost[:, [space.numbers.index(i) for i in space.flags]]
+    return torch.where(lost, 0.0, (number - center) / scale).to(torch.get_default_dtype()), lost[
+        :, [space.numbers.index(i) for i in space.flags]
+    ]
 
 
 def planes(space: Space, x: Tensor) -> Tensor:
     """A grid's channels as reals: numbers, then missing flags, then nominals one-hot."""
     number, lost = standardise(space, x)
     codes = [(x[:, i].nan_to_num(MISSING).long() + 1, space.supports[i].levels + 1) for i in space.nominals]
-    return torch.cat([number, lost.float(), *(F.one_hot(code, states).movedim(-1, 1).float() for code, states in codes)], 1)
+    return torch.cat([number, lost.to(number), *(F.one_hot(code, states).movedim(-1, 1).to(number) for code, states in codes)], 1)
 
 
 def plane_count(space: Space) -> int:

@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from likely.errors import UsageError
 from likely.nets import net as build_net
 from likely.nets.causal.inputs import Outputs, Tokens
 from likely.nets.denoiser import of_size
@@ -93,11 +92,9 @@ class BidirectionalTransformer(Bidirectional):
     ) -> None:
         how = of_size(self.sizes, size, **(self.of_texts.get(size, {}) if space.layout == "sequence" else {}))
         how |= {name: v for name, v in (("width", width), ("depth", depth), ("heads", heads), ("dropout", dropout)) if v is not None}
-        if how["width"] % how["heads"]:
-            raise UsageError(f"{how['heads']} heads do not divide a width of {how['width']}.")
         super().__init__(space, how["width"], out)
         kind = positions or ("learned" if space.layout == "columns" else "rotary")
-        self.positions = Positions(space, kind, width=how["width"], heads=how["heads"], head_width=how["width"] // how["heads"])
+        self.positions = Positions(space, kind, width=how["width"], heads=how["heads"])
         self.knowledge = Knowledge(given, how["width"])
         self.tower = Tower(how["width"], how["width"], text=self.knowledge.reads, **how)
 

@@ -101,4 +101,4 @@ def _positions(sides: tuple[int, int], patch: tuple[int, int], kind: str, width:
     """Of the patches, on a grid or along a line."""
     rows, columns = (-(-side // step) for side, step in zip(sides, patch, strict=True))
     places = Space.grid(1, rows, columns) if rows > 1 else Space.sequence(columns)
-    return Positions(places, kind, width=width, heads=heads, head_width=width // heads)
+    return Positions(places, kind, width=width, heads=heads)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from likely.errors import UsageError, nearest
+from likely.nets.split import head_width
 from likely.space import Space
 
 __all__ = ["KINDS", "Positions", "rotated"]
@@ -35,26 +36,26 @@ class Positions(nn.Module):
 
     Args:
         kind: one of `KINDS`.
-        width: of tokens; head_width: of a query; heads: of queries.
+        width: of tokens; heads: of queries, that divide it.
     """
 
     slopes: Tensor
 
-    def __init__(self, space: Space, kind: str, *, width: int, heads: int, head_width: int) -> None:
+    def __init__(self, space: Space, kind: str, *, width: int, heads: int) -> None:
         super().__init__()
         if kind not in KINDS:
             raise UsageError(f"Unknown positions '{kind}'.", nearest(kind, KINDS))
         grid = space.layout == "grid"
-        self.kind, self.width, self.head_width = kind, width, head_width
+        self.kind, self.width, self.head_width = kind, width, head_width(width, heads)
         self.channels, *self.sizes = space.shape if grid else (1, space.dims)
         split = 2 * len(self.sizes)
-        if (kind == "rotary" and head_width % split) or (kind == "sinusoidal" and width % split):
+        if (kind == "rotary" and self.head_width % split) or (kind == "sinusoidal" and width % split):
             raise UsageError(f"{kind} positions of a {space.layout} need widths in multiples of {split}, got {width} of {heads} heads.")
         self.tables = nn.ModuleList(nn.Embedding(n, width) for n in self.sizes if kind == "learned")
         self.channel = nn.Embedding(self.channels, width) if self.channels > 1 else None
         for table in [*self.tables, *([self.channel] if self.channel else [])]:
             nn.init.normal_(table.weight, std=0.02)
-        split = (width if kind == "sinusoidal" else head_width) // len(self.sizes)
+        split = (width if kind == "sinusoidal" else self.head_width) // len(self.sizes)
         self.speed = _BASE ** -(torch.arange(0, split, 2, dtype=torch.float64) / split)  # angle per place
         self.register_buffer("slopes", 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads), persistent=False)
 

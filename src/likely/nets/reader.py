@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from likely.errors import UsageError
 from likely.nets.positions import Positions
+from likely.nets.split import head_width
 from likely.space import Space
 
 __all__ = ["CrossAttention", "Reader", "RecurrentReader", "required"]
@@ -29,16 +30,16 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, memory: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, head_width(width, heads)
         self.q, self.kv, self.out = nn.Linear(width, width, bias=False), nn.Linear(memory or width, 2 * width), nn.Linear(width, width)
 
     def read(self, memory: Tensor) -> Tensor:
         """Keys and values of a memory [B, S, width]: [B, 2, heads, S, width / heads]."""
-        return self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(0, 2, 3, 1, 4)
+        return self.kv(memory).unflatten(-1, (2, self.heads, self.head_width)).permute(0, 2, 3, 1, 4)
 
     def forward(self, h: Tensor, known: Tensor, filled: Tensor) -> Tensor:
         """h [B, L, width] or [B, width], known from `read`, filled [B, S] -> the shape of h."""
-        q = self.q(h).view(len(h), -1, self.heads, known.shape[-1]).transpose(1, 2)
+        q = self.q(h).view(len(h), -1, self.heads, self.head_width).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, known[:, 0], known[:, 1], filled[:, None, None])
         return self.out(y.transpose(1, 2).reshape(h.shape))
 
@@ -83,7 +84,7 @@ class Reader(nn.Module):
         heads = math.gcd(width // 2, 4)
         self.symbol = nn.Embedding(space.supports[0].levels + 1, width)  # the last begins every sequence
         self.word = nn.Embedding(_WORDS, width) if space.supports[0].levels == 256 else None
-        self.positions = Positions(space, "sinusoidal", width=width, heads=heads, head_width=width // heads)
+        self.positions = Positions(space, "sinusoidal", width=width, heads=heads)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 

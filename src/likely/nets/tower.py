@@ -23,6 +23,7 @@ from likely.nets.dropout import dropout
 from likely.nets.known import Known
 from likely.nets.positions import rotated
 from likely.nets.reader import CrossAttention
+from likely.nets.split import head_width
 
 __all__ = ["Among", "Tower"]
 
@@ -53,11 +54,11 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, head_width(width, heads)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, h: Tensor, among: Among) -> Tensor:
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
         q, k, v = (a.transpose(1, 2) for a in (rotated(q, among.turns), rotated(k, among.turns), v))
         mask = among.bias if among.there is None else among.there[:, None, None]
         return self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))

@@ -31,6 +31,7 @@ from likely.nets.denoiser import as_grid, grid_shape, of_size
 from likely.nets.dropout import dropout
 from likely.nets.known import Knowledge, Known
 from likely.nets.reader import CrossAttention
+from likely.nets.split import head_width
 from likely.space import Space
 
 __all__ = ["Attention", "ConvNeXtBlock", "ResBlock", "UNet"]
@@ -98,11 +99,11 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.norm, self.heads = _norm(channels), heads
+        self.norm, self.heads, self.head_width = _norm(channels), heads, head_width(channels, heads)
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), Conv(channels, channels, (1, 1)).zero()
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3 * self.heads, -1)).transpose(2, 3).chunk(3, 1)
+        q, k, v = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3 * self.heads, self.head_width)).transpose(2, 3).chunk(3, 1)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return h + self.out(mixed.transpose(2, 3).reshape_as(h))
 

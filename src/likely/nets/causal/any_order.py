@@ -35,6 +35,7 @@ from likely.nets.causal.attention import Place, SoftmaxAttention
 from likely.nets.causal.block import Block, Context, Norm
 from likely.nets.causal.inputs import Outputs, Tokens, orders_of, raster
 from likely.nets.conditioning import Conditioner
+from likely.nets.split import head_width
 from likely.space import Space
 
 __all__ = ["AnyOrder", "AnyOrderState"]
@@ -85,7 +86,7 @@ class AnyOrder(OrderFree):
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
-        width, depth, heads = width or preset[0], depth or preset[1], heads or preset[2]
+        width, depth, heads = width or preset[0], depth or preset[1], preset[2] if heads is None else heads
         dropout = preset[3] if dropout is None else dropout
         _check(space, width, heads, orderings)
         self.space, self.kinds, self.orderings = space, len(space.supports), orderings
@@ -194,7 +195,6 @@ def _wide(index: Tensor, like: Tensor) -> Tensor:
 
 
 def _check(space: Space, width: int, heads: int, orderings: int) -> None:
-    if width % heads:
-        raise UsageError(f"{heads} heads do not divide a width of {width}.")
+    head_width(width, heads)
     if space.layout == "sequence" and orderings > 1:
         raise UsageError("A sequence is read in one order.", "Leave out orderings; fill takes any mask all the same.")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from likely.nets.positions import Positions, rotated
+from likely.nets.split import head_width
 
 __all__ = ["LinearAttention", "Place", "Places", "Ring", "SoftmaxAttention", "Sums"]
 
@@ -140,7 +141,7 @@ class _Grouped(nn.Module):
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width(width, heads)
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 

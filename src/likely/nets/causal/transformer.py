@@ -30,6 +30,7 @@ from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, n
 from likely.nets.conditioning import Conditioner
 from likely.nets.positions import KINDS, Positions
 from likely.nets.reader import Reader, required
+from likely.nets.split import head_width
 from likely.space import Space
 
 __all__ = ["CausalTransformer", "TransformerState"]
@@ -120,7 +121,7 @@ class CausalTransformer(CausalNet):
         super().__init__()
         text = space.layout == "sequence"
         preset = (_TEXT_SIZES if text else _SIZES)[size]
-        width, depth, heads = width or preset[0], depth or preset[1], heads or preset[2]
+        width, depth, heads = width or preset[0], depth or preset[1], preset[2] if heads is None else heads
         dropout, kv_heads = preset[3] if dropout is None else dropout, kv_heads or heads
         positions = positions or ("learned" if space.layout == "columns" else "rotary")
         attention = attention or ("full" if window is None else "local")
@@ -136,7 +137,7 @@ class CausalTransformer(CausalNet):
         self.start = nn.Embedding(1, width)
         self.given = Conditioner(None if read else given, width)
         self.given_by, self.reader = given_by, Reader(given, width) if given is not None and read else None
-        self.positions = Positions(space, positions, width=width, heads=heads, head_width=width // heads)
+        self.positions = Positions(space, positions, width=width, heads=heads)
 
         def attend() -> SoftmaxAttention | LinearAttention:
             return (
@@ -222,8 +223,9 @@ def _check(width: int, heads: int, kv_heads: int, norm: str, ffn: str, positions
     for name, word, known in (("norm", norm, NORMS), ("ffn", ffn, tuple(ACTIVATIONS)), ("attention", attention, _ATTENTIONS)):
         if word not in known:
             raise UsageError(f"Unknown {name} '{word}'.", nearest(word, known))
-    if width % heads or heads % kv_heads:
-        raise UsageError(f"width={width}, heads={heads}, kv_heads={kv_heads} do not divide.", "Each must divide the one before.")
+    head_width(width, heads)
+    if heads % kv_heads:
+        raise UsageError(f"{kv_heads} heads of keys and values do not divide {heads} of queries.", "Give kv_heads that do.")
     if attention == "linear" and positions == "alibi":
         raise UsageError("Linear attention has no scores for alibi to bias.", "Pass positions='rotary'.")
     if attention == "local" and given_by == "prefix":
