@@ -148,7 +148,8 @@ def test_the_likelihood_of_a_perfect_net_is_that_in_closed_form(family, shape):
     claim = model.log_prob(e)
     assert claim.kind == "numerical"
     torch.testing.assert_close(claim.nats.detach(), truth, rtol=0, atol=3e-3)  # what is left of the data at the last time
-    assert torch.equal(model.log_prob(e[1:2]).nats, claim.nats[1:2])
+    alone = model.log_prob(e[1:2]).nats
+    torch.testing.assert_close(alone, claim.nats[1:2], rtol=0, atol=1e-12)  # the exact law has matrix products, whose last bits hang on the batch
 
 
 # --- MeanFlow ----------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_the_exact_average_velocity_satisfies_the_identity():
     coarse, fine = off(16), off(32)
     assert (fine[:2] < coarse[:2] / 6).all()  # a step of Heun's method is off by its cube
     assert (coarse < 3e-3).all()
-    assert fine[3] == 0
+    assert fine[3] < 1e-12
 
 
 def test_as_the_first_part_shrinks_the_identity_is_the_one_with_a_derivative():

@@ -7,7 +7,7 @@ import torch
 
 from exact import Mixture, gaussian, rotated, two_bumps
 from likely.errors import LikelyError
-from likely.solve.adaptive import dormand_prince
+from likely.solve.adaptive import dormand_prince, halved
 from likely.solve.denoise import Watched
 from likely.solve.noise import SCALINGS, noise_schedule
 from likely.solve.probability_flow import decode, encode, log_density
@@ -49,6 +49,19 @@ def test_solutions_and_calls_do_not_depend_on_the_batch_and_hard_rows_take_more(
         assert n[0] == calls[row]
 
 
+def test_halving_every_step_gains_two_to_the_fifth_and_shows_the_error_before():
+    rate = torch.tensor([[1.0], [3.0], [8.0]], dtype=torch.float64)
+    f = lambda t, y, rows: rate[rows] * torch.cos(rate[rows] * t[:, None]) * y  # noqa: E731
+    one, truth = torch.ones(3, 1, dtype=torch.float64), (2 * rate).sin().exp()
+    for tolerance in (1e-6, 1e-8):
+        way = halved(f, one, 0.0, 2.0, tolerance)
+        before, after = (way.coarse - truth).abs(), (way.fine - truth).abs()
+        assert torch.equal(way.coarse, dormand_prince(f, one, 0.0, 2.0, 10 * tolerance)[0])
+        assert (before > 15 * after).all()
+        torch.testing.assert_close((way.fine - way.coarse).abs(), before, rtol=0.1, atol=0)
+        assert (way.calls > 3 * dormand_prince(f, one, 0.0, 2.0, 10 * tolerance)[1] // 2).all()
+
+
 def test_what_cannot_be_solved_is_told():
     with pytest.raises(LikelyError, match="could not be solved"):
         dormand_prince(lambda t, y, rows: y / (0.5 - t[:, None]) ** 3, torch.ones(1, 1), 0.0, 1.0, 1e-6)
@@ -77,6 +90,7 @@ def test_densities_of_two_bumps_are_those_in_closed_form_and_errors_are_told():
     missed = (rough.nats - truth(exact, e)).abs()
     assert (missed < 2 * rough.error + 1e-4).all()
     assert rough.error.mean() > missed.mean() > fine.error.mean()
+    assert f"tolerance 0.001, {rough.calls.double().mean().item():.0f} calls, halving the steps changed nats by" in rough.how
 
 
 def test_a_density_is_that_of_the_data_with_the_first_noise():

@@ -24,7 +24,7 @@ from torch import Tensor
 from likely.bijections.base import Bijection
 from likely.model import in_precision
 from likely.nets.velocity import VelocityMLP
-from likely.solve.adaptive import dormand_prince
+from likely.solve.adaptive import dormand_prince, halved
 from likely.solve.ode import runge_kutta
 
 __all__ = ["Continuous", "Passage"]
@@ -54,10 +54,18 @@ class Continuous(Bijection):
         self.velocity, self.dims, self.steps, self.tolerance, self.exact = velocity, dims, steps, tolerance, dims <= exact_up_to
 
     def passage(self, x: Tensor, given: Tensor | None, probes: Tensor | None, tolerance: float, *, back: bool = False) -> Passage:
-        """Through all of time by steps of each row's own; `probes` [B, K, dims] are signs, or None for the exact trace.
+        """Through all of time by steps of each row's own; `probes` [B, K, dims] are signs, or None for the exact trace."""
+        return self._passages(x, given, probes, tolerance, back=back)[0]
 
-        In double precision, so that a row's steps do not hang on what is beside it; where a gradient is asked, in that of the weights.
-        """
+    def halved(self, x: Tensor, given: Tensor | None, probes: Tensor | None) -> tuple[Passage, Passage]:
+        """The same to the model's own tolerance by halved steps, and by those that were halved; calls are those of both."""
+        fine, coarse = self._passages(x, given, probes, self.tolerance, twice=True)
+        return fine, coarse
+
+    def _passages(
+        self, x: Tensor, given: Tensor | None, probes: Tensor | None, tolerance: float, *, back: bool = False, twice: bool = False
+    ) -> list[Passage]:
+        """In double precision, where a row's steps do not hang on what is beside it; where a gradient is asked, in that of the weights."""
         graph = torch.is_grad_enabled()
         dtype = x.dtype if graph else torch.float64
         with nullcontext() if graph else in_precision(self.velocity, dtype):
@@ -69,8 +77,9 @@ class Continuous(Bijection):
                 return torch.cat([slope.double(), trace / self.dims], 1)
 
             begin = torch.cat([x.double(), x.new_zeros(len(x), 1 if probes is None else probes.shape[1], dtype=torch.float64)], 1)
-            end, calls = dormand_prince(f, begin, *((1.0, 0.0) if back else (0.0, 1.0)), tolerance)
-        return Passage(end[:, : self.dims].to(x), self.dims * end[:, self.dims :], calls)
+            way = (f, begin, *((1.0, 0.0) if back else (0.0, 1.0)), tolerance)
+            *ends, calls = halved(*way) if twice else dormand_prince(*way)
+        return [Passage(end[:, : self.dims].to(x), self.dims * end[:, self.dims :], calls) for end in ends]
 
     def marched(self, x: Tensor, given: Tensor | None, probes: Tensor | None, *, back: bool = False) -> tuple[Tensor, Tensor]:
         """The same by `steps` steps between times drawn at random: z, and log-determinants [B, K]."""
