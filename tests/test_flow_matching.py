@@ -149,7 +149,7 @@ def test_the_likelihood_of_a_perfect_net_is_that_in_closed_form(family, shape):
     assert claim.kind == "numerical"
     torch.testing.assert_close(claim.nats.detach(), truth, rtol=0, atol=3e-3)  # what is left of the data at the last time
     alone = model.log_prob(e[1:2]).nats
-    torch.testing.assert_close(alone, claim.nats[1:2], rtol=0, atol=1e-12)  # the exact law has matrix products, whose last bits hang on the batch
+    torch.testing.assert_close(alone, claim.nats[1:2], rtol=0, atol=1e-12)  # last bits of its matrix products hang on the batch
 
 
 # --- MeanFlow ----------------------------------------------------------------------------------------
