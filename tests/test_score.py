@@ -1,16 +1,19 @@
 """Score models: every objective has the true score as its minimum; densities, Langevin's levels and equations in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from exact import gaussian
+from likely import families
 from likely.errors import UsageError
 from likely.families.score import SHAPES, ScoreModel
+from likely.noise import Noise
 from likely.solve.objectives import stratified
-from likely.space import Space
+from likely.space import Space, Support
 
 OBJECTIVES = ("denoising", "sliced", "explicit", "likelihood")
 
@@ -146,6 +149,21 @@ def test_uniform_levels_cost_their_number_of_bits_by_the_equation(levels):
     bits = -claim.nats.detach() / math.log(2)
     assert claim.kind == "lower bound"
     torch.testing.assert_close(bits.mean(), torch.tensor(math.log2(levels)).double(), rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("support", [Support("ordinal", 4), Support("ordinal", 1000)], ids=["noised", "dequantized"])
+def test_the_stated_error_of_several_draws_is_that_of_all_that_is_random(support):
+    space = Space.columns(*(replace(support, name=f"{i}") for i in range(20)))
+    torch.manual_seed(0)
+    model = families.build("score", space, size="tiny", tolerance=1.0).eval()
+    nn.init.normal_(list(model.parameters())[-2], std=0.5)
+    x = torch.randint(support.levels, (1, 20)).expand(200, -1)  # noise without a seed differs from row to row
+    with torch.no_grad():
+        several, one = (model.ode_log_prob(x, None, Noise(x, draws)) for draws in (3, 1))
+    assert 1 / 1.5 < several.stderr.square().mean() / several.nats.var() < 1.5
+    assert "divergence alone" not in several.how
+    assert one.stderr.square().mean() < 0.7 * one.nats.var()
+    assert "error of the divergence alone" in one.how
 
 
 def test_nonsense_is_refused():

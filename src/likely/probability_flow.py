@@ -71,7 +71,8 @@ class ProbabilityFlow(Model, Latent, ABC):
     def ode_log_prob(self, x: Tensor, given: Tensor | None, noise: Noise) -> LogProb:
         """log p(x) of what the differential equation draws, solved for each row with steps of its own; nats [B].
 
-        The divergence is exact for up to 16 entries; beyond, Hutchinson's estimate by signs that are a function of the row.
+        The divergence is exact for up to 16 entries; beyond, Hutchinson's estimate by signs that are a function of the row. Its standard
+        error is that between draws, which covers their noise, too; of a single draw, and where only signs are random, that between signs.
         """
         solved, nats = self._solved(x, given, noise)
         kind: Kind = "lower bound" if self.lift.levels is not None or self.lift.dequantizes else "numerical"
@@ -80,8 +81,10 @@ class ProbabilityFlow(Model, Latent, ABC):
         if solved.stderr is None:
             return LogProb(log_mean_exp(nats, noise.draws), kind, how=how)
         # exp of an estimate is none of exp: logs are averaged, which stays a bound
-        stderr = solved.stderr.view(noise.draws, -1).square().mean(0).sqrt() / math.sqrt(noise.draws)
-        return LogProb(nats.view(noise.draws, -1).mean(0), kind, stderr=stderr, how=how)
+        each, by_signs = nats.view(noise.draws, -1), solved.stderr.view(noise.draws, -1).square().mean(0).sqrt()
+        between = kind == "lower bound" and noise.draws > 1
+        how += "; error of the divergence alone" if kind == "lower bound" and not between else ""
+        return LogProb(each.mean(0), kind, stderr=(each.std(0) if between else by_signs) / math.sqrt(noise.draws), how=how)
 
     def _solved(self, x: Tensor, given: Tensor | None, noise: Noise) -> tuple[Density, Tensor]:
         """The equation's density of the lifted example, and the bound on log p(x), nats [draws * B]."""
