@@ -176,7 +176,10 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
     def _walked(self, plan: Plan, z: Tensor, given: Tensor | None, see: See | None = None) -> Tensor:
         """From z at the first of a plan's times."""
         watched = Watched(self.denoiser(given, plan.guidance), see)
+        begun = z.isfinite()
         z = find_sampler(plan.sampler)(watched, self.schedule, z, plan.times, **plan.options)
+        if plan.guidance != 1.0 and not bool(z[begun].isfinite().all()):
+            raise UsageError(f"A guidance of {plan.guidance:g} carries draws beyond all numbers.", "Guide by less: 2 to 10 is usual.")
         calls = (watched.calls + 1) * (1 if plan.guidance in (0.0, 1.0) else 2)  # with that of `decoded`
         self.drawn_by = f"{plan.sampler}, {calls} call{'s' * (calls > 1)} of the net"
         return self.decoded(z, plan.times[-1].expand(len(z)).to(z.device), given, plan.guidance)

@@ -103,7 +103,7 @@ def edit(
     if (source is None) == (text is None):
         raise UsageError("Nothing says what to edit." if text is None else "Both a file and a text were passed.", "Pass a file, or --text.")
     if text is not None and not space.textual:
-        raise UsageError(f"The model is of a {space}, and so cannot edit a text.", "Pass a file of such data.")
+        raise UsageError(f"The model is of a {space.named}, and so cannot edit a text.", "Pass a file of such data.")
     _check_concerned(space, gap, how)
     if out is not None:
         sources.check_path(out, space, overwrite=overwrite)
@@ -165,7 +165,7 @@ def _check_concerned(space: Space, gap: str, how: dict[str, Any]) -> None:
     concern = () if space.textual else _CONCERN.get(space.layout, ("layout",))
     idle = [name for name in how if name in READING and name not in concern] + ["gap"] * (gap != sources.GAP and not space.textual)
     if idle:
-        raise UsageError(f"--{idle[0]} does not concern a {space}.", "Leave it out.")
+        raise UsageError(f"--{idle[0]} does not concern a {space.named}.", "Leave it out.")
 
 
 # -- draws --------------------------------------------------------------------------------------

@@ -90,7 +90,9 @@ class Model(nn.Module, ABC):
         if space.layout not in self.layouts:
             raise UsageError(f"{type(self).__name__} does not model {space.layout} data, only {', '.join(sorted(self.layouts))}.")
         if not self.serves(space):
-            raise UsageError(f"{type(self).__name__} models entries of finitely many levels, not a {space}.", "`flow` models any numbers.")
+            raise UsageError(
+                f"{type(self).__name__} models entries of finitely many levels, not a {space.named}.", "`flow` models any numbers."
+            )
         if size not in self.sizes:
             raise UsageError(f"Unknown size '{size}'.", f"Known: {', '.join(self.sizes)}.")
         self.space, self.given_space, self.size = space, given, size

@@ -321,3 +321,9 @@ class Space:
         sizes = "x".join(map(str, self.shape))
         kinds = sorted({f"{s.kind}({s.states})" if s.states else s.kind for s in self.supports})
         return f"{self.layout} {sizes} of {', '.join(kinds)}"
+
+    @property
+    def named(self) -> str:
+        """What it is called in a sentence, after an article: `table of 6 columns (decimal)`."""
+        n, (_, _, kinds) = len(self.supports), str(self).partition(" of ")
+        return f"table of {n} column{'s' * (n != 1)} ({kinds})" if self.layout == "columns" else str(self)

@@ -169,7 +169,7 @@ def domains(space: Space, bounds: str | None) -> list[Bijection]:
     if not bounds:
         return []
     if space.layout != "columns" or not space.numbers:
-        raise UsageError(f"Bounds are of the columns of tables, and this is a {space}.", "Leave them out.")
+        raise UsageError(f"Bounds are of the columns of tables, and this is a {space.named}.", "Leave them out.")
     low, high = torch.full((space.relaxed.dims,), -math.inf), torch.full((space.relaxed.dims,), math.inf)
     low, high = low.double(), high.double()
     for place, begin, end in _parsed(space, bounds):

@@ -169,7 +169,7 @@ class Autoregressive(Ancestral, Model, Likelihood, Stepwise, Coded):
     def _after(self, stretch: Tensor, prefix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Blocks of (parameters [n, out], symbols [n]) along a stretch, as the net reads it."""
         if self.space.layout != "sequence" or self.space.variable:
-            raise UsageError(f"A stretch has no likelihood under a model of a {self.space}.", "Fit one to windows of a text.")
+            raise UsageError(f"A stretch has no likelihood under a model of a {self.space.named}.", "Fit one to windows of a text.")
         if not self.backward:
             self._check_reads()
         net, length = Turned(self.net) if self.backward else self.net, self.space.dims

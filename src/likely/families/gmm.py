@@ -34,7 +34,7 @@ from likely.errors import UsageError, nearest
 from likely.model import Batches
 from likely.solve import em
 from likely.solve.factors import Factors
-from likely.solve.labels import labelled
+from likely.solve.labels import labelled, several
 from likely.solve.mixtures import Components, MixtureModel
 from likely.solve.normals import Normals
 from likely.solve.numbers import Diagonal
@@ -141,10 +141,8 @@ class GaussianMixture(MixtureModel):
 
 def _per_label(label: Tensor, count: int) -> Iterator[tuple[int, Tensor, int]]:
     """(label, its rows, its share of `count` components); a label of one example leans on the others alone."""
-    for y in label.unique().tolist():
-        rows = (label == y).nonzero()[:, 0]
-        if len(rows) > 1:
-            yield y, rows, min(len(rows) // 2, max(1, round(count * len(rows) / len(label))))
+    for y, rows in several(label).items():
+        yield y, rows, min(len(rows) // 2, max(1, round(count * len(rows) / len(label))))
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, int]], n: int) -> tuple[Tensor, Tensor]:

@@ -175,7 +175,7 @@ class NGram(Ancestral, Model, Likelihood, Stepwise, Coded, ClosedForm):
     def _after(self, stretch: Tensor, prefix: Tensor, *, every: bool) -> Iterator[Tensor]:
         """log p of blocks of a stretch, [n, 1], or of every symbol, [n, symbols]."""
         if self.space.variable:
-            raise UsageError(f"A stretch has no likelihood under a model of a {self.space}.", "Fit one to windows of a text.")
+            raise UsageError(f"A stretch has no likelihood under a model of a {self.space.named}.", "Fit one to windows of a text.")
         before, codes = self._codes(prefix[None], None)[0], stretch.cpu().numpy()
         text, first = np.concatenate([before[-self.order - 1 :], codes]), min(len(before), self.order + 1)
         tree, blend = self._tree(), self._blend()

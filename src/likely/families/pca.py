@@ -30,7 +30,7 @@ from torch.nn.functional import one_hot, pad
 from likely.model import Batches
 from likely.solve import em
 from likely.solve.factors import Factors
-from likely.solve.labels import labelled
+from likely.solve.labels import labelled, several
 from likely.solve.mixtures import Components, MixtureModel
 from likely.solve.observed import Observed
 from likely.space import Space
@@ -109,8 +109,7 @@ class ProbabilisticPCA(MixtureModel):
         self.choose([self._ladder(seen, label)], seen, valid, _JUDGES, judging)
 
     def _ladder(self, seen: Observed, label: Tensor) -> Iterator[list[Components]]:
-        rows = {y: (label == y).nonzero()[:, 0] for y in label.unique().tolist()}
-        spectra = {y: Spectrum.of(seen.rows(some), self.most["rank"]) for y, some in rows.items() if len(some) > 1}
+        spectra = {y: Spectrum.of(seen.rows(some), self.most["rank"]) for y, some in several(label).items()}
         owner = torch.tensor(list(spectra))
         share = one_hot(label, self.labels)[:, owner] * seen.weight[:, None]
         mean, states = torch.stack([s.mean for s in spectra.values()]), seen.shrunk(share, 1.0)

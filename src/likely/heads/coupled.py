@@ -72,7 +72,7 @@ class Coupled(CausalNet):
     def width(space: Space, components: int) -> int:
         """Outputs per entry that the net must have: weights, means, log-scales and coefficients."""
         if space.layout != "grid" or space.shape[0] < 2 or any(s.kind != "ordinal" or s.missing for s in space.supports):
-            raise UsageError(f"The coupled head is for colour images, not a {space}.", "Use head=mixture, or leave it out.")
+            raise UsageError(f"The coupled head is for colour images, not a {space.named}.", "Use head=mixture, or leave it out.")
         return components * (space.shape[0] + 2)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from likely.errors import DataError, UsageError
 from likely.model import Batches, expand_given, gather_batches
 from likely.space import Space
 
-__all__ = ["component_weights", "label_count", "label_of", "labelled", "shrink"]
+__all__ = ["component_weights", "label_count", "label_of", "labelled", "several", "shrink"]
 
 
 def label_count(given: Space | None) -> int:
@@ -55,6 +55,19 @@ def labelled(batches: Batches, space: Space | None, most: int, weights: Tensor |
         raise DataError(f"Got weights of shape {tuple(weights.shape)} for {len(x)} examples.", "Give each a number that is not negative.")
     keep = torch.randperm(len(x))[:most]
     return x[keep], label_of(space, given, len(x))[keep], weights.double()[keep]
+
+
+def several(label: Tensor) -> dict[int, Tensor]:
+    """Rows of each label that has two examples or more: one alone has no variance, and leans on what the others have.
+
+    Raises: DataError where no label has.
+    """
+    rows = {y: (label == y).nonzero()[:, 0] for y in label.unique().tolist()}
+    found = {y: some for y, some in rows.items() if len(some) > 1}
+    if not found:
+        told = f"of each of {len(rows)} labels there is" if len(rows) > 1 else "there is"
+        raise DataError(f"A variance needs two training examples, and {told} 1.", "Give more; `kde` does with one.")
+    return found
 
 
 def shrink(counts: Tensor, prior: Tensor, pseudo: float | Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class UniformNoise:
 
     def __post_init__(self) -> None:
         if any(s.states is None for s in self.space.supports):
-            raise UsageError(f"Uniform noise needs entries of finitely many states, not a {self.space}.", "Pass noise='absorbing'.")
+            raise UsageError(f"Uniform noise needs entries of finitely many states, not a {self.space.named}.", "Pass noise='absorbing'.")
         if self.steps < 1:
             raise UsageError(f"Got noise_steps={self.steps}.", "Uniform noise takes at least one step.")
 

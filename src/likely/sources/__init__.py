@@ -163,7 +163,7 @@ def load(
     else:
         data = _load_object(source, options, name or own_name, told)
     if weights is not None and not data.weighted:
-        raise UsageError(f"Weights are a column of a table, and {data.name} is a {data.space}.", "Leave `weights` out.")
+        raise UsageError(f"Weights are a column of a table, and {data.name} is a {data.space.named}.", "Leave `weights` out.")
     return data
 
 

@@ -102,7 +102,7 @@ def into_data(examples: Examples, options: Options, name: str, source: str) -> D
     """Split, count duplicates, standardise on the training split, and write the card."""
     check_augment(options.augment, examples.space)
     if options.tokens is not None:
-        raise UsageError(f"Tokens are parts of texts, and {name} is a {examples.space}.", "Leave `tokens` out.")
+        raise UsageError(f"Tokens are parts of texts, and {name} is a {examples.space.named}.", "Leave `tokens` out.")
     examples, dropped = _conditioned(examples, options)
     index = _split(examples, options.seed)
     splits = {p: _taken(examples, i) for p, i in zip(PARTS, index, strict=True)}

@@ -53,7 +53,7 @@ def gapped(
     Raises: DataError or UsageError for what cannot be read, does not fit, or has no gaps.
     """
     if space.layout != "grid" and (boxes or isinstance(known, str | PathLike)):
-        raise UsageError(f"Masks and boxes are for images, not for a {space}.", _HINTS.get(space.layout, "").format(gap=gap))
+        raise UsageError(f"Masks and boxes are for images, not for a {space.named}.", _HINTS.get(space.layout, "").format(gap=gap))
     if space.layout == "set" and known is None and not isinstance(source, Split):
         return _some_unknown(_sets(source, space), space, gap)
     source = Split(source) if isinstance(source, Tensor) else source
@@ -70,13 +70,15 @@ def gapped(
 
 def _some_unknown(found: Gapped, space: Space, gap: str) -> Gapped:
     if bool(found.known.all()):
-        raise DataError("Nothing is unknown, so there is nothing to fill.", _HINTS.get(space.layout, "").format(gap=gap))
+        hint = _HINTS.get(space.layout, "").format(gap=gap)
+        raise DataError("Nothing is unknown, so there is nothing to fill.", f"{hint[:-1]}; or {_PYTHON}.")
     return found
 
 
+_PYTHON = "in Python pass known=, a bool tensor that is True where entries are known"
 _HINTS = {
     "sequence": "Mark every unknown byte by '{gap}' (--gap), or go on after a prompt: likely sample --prompt.",
-    "columns": "Leave unknown cells empty.",
+    "columns": "Leave unknown cells empty (NaN of real numbers, -1 of codes).",
     "grid": "Pass --mask, white where unknown, or --box x0,y0,x1,y1.",
     "set": "Mark unknown points by NaN (-1 of integers), before the last known one: what follows that is no point.",
 }
@@ -86,8 +88,8 @@ def _is_known(known: Any, x: Tensor, space: Space) -> Tensor:
     """Bool of the shape of x; of a table without `known`, where a cell is not missing."""
     if known is None and space.layout != "columns":
         grid = space.layout == "grid"
-        python = "known=, a bool tensor that is True where they are known"
-        raise UsageError("Nothing says which entries are unknown.", f"{_HINTS['grid'][:-1]}; or {python}." if grid else f"Pass {python}.")
+        hint = f"{_HINTS['grid'][:-1]}; or {_PYTHON}." if grid else f"{_PYTHON[0].upper()}{_PYTHON[1:]}."
+        raise UsageError("Nothing says which entries are unknown.", hint)
     if known is None:
         coded = torch.tensor([s.kind != "real" for s in space.supports], device=x.device)
         return ~(torch.isnan(x) | (x == MISSING) & coded)
@@ -125,7 +127,7 @@ def _sets(source: Any, space: Space) -> Gapped:
     ends = [int(np.flatnonzero(~gone.all(-1)).max(initial=-1)) + 1 if row.ndim == 2 else 0 for row, gone in zip(rows, lost, strict=True)]
     for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
         if row.ndim != 2 or row.shape[1] != dims or not 1 <= end <= most or (end < most and not space.variable):
-            raise DataError(f"Set {i} has {end} points of shape {row.shape}; the model is of a {space}.", _HINTS["set"])
+            raise DataError(f"Set {i} has {end} points of shape {row.shape}; the model is of a {space.named}.", _HINTS["set"])
     x = torch.full((len(rows), most, dims), MISSING if space.discrete else torch.nan, dtype=space.dtype)
     known = torch.ones(x.shape, dtype=torch.bool)
     for i, (row, gone, end) in enumerate(zip(rows, lost, ends, strict=True)):

@@ -217,7 +217,8 @@ def _code(spelling: str, column: Column, s: Support, place: dict[str, int], opti
     if spelling in _MISSING or spelling in options.missing:
         if not s.missing:
             raise DataError(
-                f"Column '{s.name}' is missing in row {column.row_of(spelling)}; it had no missing cells when its schema was read."
+                f"Column '{s.name}' is missing in row {column.row_of(spelling)}; it had no missing cells when its schema was read.",
+                "Leave such rows out, fill them first with `likely edit`, or fit to a table that misses cells there, too.",
             )
         return MISSING, False
     if s.kind == "nominal":

@@ -39,7 +39,7 @@ def given_values(given: dict[str, Any] | str, space: Space | None) -> Tensor:
 def _strings(value: Any, space: Space) -> Tensor:
     """Codes of a string, or of each of several."""
     if not space.textual or space.vocabulary:
-        raise UsageError(f"The model is conditioned on a {space}, not on text.", "Pass its symbols as a tensor [n, length].")
+        raise UsageError(f"The model is conditioned on a {space.named}, not on text.", "Pass its symbols as a tensor [n, length].")
     texts = [caption_bytes(str(text)) for text in (value if isinstance(value, list | tuple) else [value])]
     if not texts or not all(texts):
         raise UsageError("An empty caption says nothing.", "For p(x), pass guidance=0 (--guidance 0) to a model fitted with --drop 0.1.")

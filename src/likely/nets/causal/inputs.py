@@ -116,7 +116,7 @@ def spellings(space: Space, subwords: bool) -> tuple[str, ...]:
     Raises: UsageError if the space has no tokens.
     """
     if subwords and not space.vocabulary:
-        raise UsageError(f"The symbols of a {space} have no spellings.", "Load the text with tokens=4096 or tokens='words'.")
+        raise UsageError(f"The symbols of a {space.named} have no spellings.", "Load the text with tokens=4096 or tokens='words'.")
     return space.vocabulary if subwords else ()
 
 
