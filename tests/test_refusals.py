@@ -34,6 +34,17 @@ def test_a_unet_without_heads_attends_to_nothing_and_with_some_splits_its_width(
         families.build("diffusion", Space.grid(1, 4, 4, 2), size="tiny", heads=3)
 
 
+def test_no_layers_are_none_or_refused_and_never_the_usual_number():
+    for space, net in ((Space.grid(1, 2, 2, 3), "gated-pixelcnn"), (Space.grid(1, 2, 2, 3), "pixelcnn++"), (Space.sequence(4, 3), "rnn")):
+        with pytest.raises(UsageError, match="depth 0 reads nothing"):
+            families.build("autoregressive", space, size="tiny", net=net, depth=0)
+    for name, options in (("autoregressive", {"net": "transformer"}), ("autoregressive", {"net": "any-order"}), ("vae", {})):
+        none, one = (
+            families.build(name, Space.grid(1, 2, 2, 3), size="tiny", depth=depth, **options).state_dict().keys() for depth in (0, 1)
+        )
+        assert len(none) < len(one)
+
+
 def test_what_has_no_end_of_levels_is_named_as_a_table():
     space = Space.columns(Support("decimal", name="price", decimals=2), Support("decimal", name="size", decimals=2))
     with pytest.raises(UsageError, match=r"not a table of 2 columns \(decimal\)\. `flow` models any numbers"):

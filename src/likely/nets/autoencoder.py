@@ -107,7 +107,7 @@ class DenseEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        width, depth = width or DENSE[size]["width"], depth or DENSE[size]["depth"]
+        width, depth = width or DENSE[size]["width"], DENSE[size]["depth"] if depth is None else depth
         self.conditioner = Conditioner(given, width)
         self.entries = (Cells if space.layout == "columns" else Pixels)(space, width)
         self.mlp = ResMLP(width, out, embedding=width if given else None, width=width, depth=depth, dropout=dropout)
@@ -132,7 +132,7 @@ class DenseDecoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        width, depth = width or DENSE[size]["width"], depth or DENSE[size]["depth"]
+        width, depth = width or DENSE[size]["width"], DENSE[size]["depth"] if depth is None else depth
         self.shape = (*space.shape, out)
         self.conditioner = Conditioner(given, width)
         self.mlp = ResMLP(inputs, space.dims * out, embedding=width if given else None, width=width, depth=depth, dropout=dropout)
@@ -200,7 +200,7 @@ class ConvEncoder(nn.Module):
         halvings: int | None = None,
     ) -> None:
         super().__init__()
-        width, depth = width or CONV[size]["width"], depth or CONV[size]["depth"]
+        width, depth = width or CONV[size]["width"], CONV[size]["depth"] if depth is None else depth
         self.space, stages = space, _stages(space, width, halvings)
         rank, embedding = len(stages[0][0]), 4 * width if given else None
         self.conditioner = Conditioner(given, 4 * width)
@@ -236,7 +236,7 @@ class ConvDecoder(nn.Module):
         halvings: int | None = None,
     ) -> None:
         super().__init__()
-        width, depth = width or CONV[size]["width"], depth or CONV[size]["depth"]
+        width, depth = width or CONV[size]["width"], CONV[size]["depth"] if depth is None else depth
         stages = _stages(space, width, halvings)[::-1]
         rank, embedding = len(stages[0][0]), 4 * width if given else None
         self.conditioner = Conditioner(given, 4 * width)

@@ -7,7 +7,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-__all__ = ["CausalNet", "OrderFree"]
+from likely.errors import UsageError
+
+__all__ = ["CausalNet", "OrderFree", "layers"]
+
+
+def layers(depth: int | None, usual: int) -> int:
+    """How many a net has that reads nothing without. Raises: UsageError for none."""
+    if depth is not None and depth < 1:
+        raise UsageError(f"A net of depth {depth} reads nothing.", "Give 1 or more.")
+    return depth or usual
 
 
 class CausalNet(nn.Module, ABC):

@@ -86,7 +86,7 @@ class AnyOrder(OrderFree):
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
-        width, depth, heads = width or preset[0], depth or preset[1], preset[2] if heads is None else heads
+        width, depth, heads = width or preset[0], preset[1] if depth is None else depth, preset[2] if heads is None else heads
         dropout = preset[3] if dropout is None else dropout
         _check(space, width, heads, orderings)
         self.space, self.kinds, self.orderings = space, len(space.supports), orderings

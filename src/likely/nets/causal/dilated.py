@@ -82,7 +82,7 @@ class DilatedConvolutions(CausalNet):
     ) -> None:
         super().__init__()
         preset = _SIZES[size]
-        width, depth, dropout = width or preset[0], depth or preset[1], preset[2] if dropout is None else dropout
+        width, depth, dropout = width or preset[0], preset[1] if depth is None else depth, preset[2] if dropout is None else dropout
         gram_dropout, self.longest, (length,) = preset[3] if gram_dropout is None else gram_dropout, preset[4], space.shape
         self.ngrams = NGrams(space.supports[0].levels, *preset[4:], width, gram_dropout, spellings(space, subwords))
         self.given = Conditioner(given, width)

@@ -96,7 +96,7 @@ class PixelCNN(GridNet):
         dropout: float | None = None,
     ) -> None:
         preset = _SIZES[size]
-        width, inner, depth = width or preset[0], inner or preset[1], depth or preset[2]
+        width, inner, depth = width or preset[0], inner or preset[1], preset[2] if depth is None else depth
         dropout = preset[3] if dropout is None else dropout
         super().__init__(space, width, out, given)
         _, height, columns = space.shape

@@ -121,7 +121,7 @@ class CausalTransformer(CausalNet):
         super().__init__()
         text = space.layout == "sequence"
         preset = (_TEXT_SIZES if text else _SIZES)[size]
-        width, depth, heads = width or preset[0], depth or preset[1], preset[2] if heads is None else heads
+        width, depth, heads = width or preset[0], preset[1] if depth is None else depth, preset[2] if heads is None else heads
         dropout, kv_heads = preset[3] if dropout is None else dropout, kv_heads or heads
         positions = positions or ("learned" if space.layout == "columns" else "rotary")
         attention = attention or ("full" if window is None else "local")
