@@ -67,8 +67,9 @@ class PartlyKnown(Denoising, Fillable, ABC):
         """A posterior that has the entries which are shown."""
         return pinned(self.lift, posterior, told.known) if isinstance(told, Shown) else posterior
 
-    def unknown(self, v: Tensor, told: Told) -> Tensor:
-        """v where nothing is shown, 0 elsewhere: what is known costs nothing."""
+    def unknown(self, v: Tensor, e: Tensor, told: Told) -> Tensor:
+        """v where lifted examples e have an entry that is not shown, 0 elsewhere: what is known, and the padding of sets, costs nothing."""
+        v = v.masked_fill(e.isnan(), 0.0)
         return told.unknown(v) if isinstance(told, Shown) else v
 
     # -- fill -----------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from likely.nets import net as build_net
 from likely.nets.conditioning import expand_like
 from likely.noise import Noise
 from likely.solve.objectives import stratified
-from likely.solve.posterior import Lift
+from likely.solve.set_lift import lift_of
 from likely.solve.straight import Straight
 from likely.space import Space
 
@@ -53,6 +53,7 @@ class Consistency(Model, Tuned):
     """
 
     summary = "examples in one call, tuned from a fitted flow-matching model (--from); no likelihood"
+    layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=1e-3, ema=0.995, batch=64, patience=0)  # the loss measures agreement with itself, not examples
     net_role = "denoiser"
 
@@ -73,7 +74,7 @@ class Consistency(Model, Tuned):
             self.recipe = replace(self.recipe, batch=256)
         self.rungs = rungs
         self._teacher: list[nn.Module] = []
-        self.lift = Lift(space, few=0)
+        self.lift = lift_of(space, few=0)
         self.path = Straight(self.lift.log_snr)
         options = {"dropout": 0.0, **options}  # the two that should agree would drop other units
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, **options)
@@ -92,7 +93,8 @@ class Consistency(Model, Tuned):
         with torch.no_grad():
             before, clean = (self._between(e, eps, r), e) if not self._teacher else self._stepped(z, t, r, given)
             nearer = torch.where(expand_like(r > 0, e), self.end(before, r, given), clean)
-        return ((there - nearer).square().flatten(1).mean(1) + _SLACK**2).sqrt() - _SLACK
+        error = (there - nearer).masked_fill(e.isnan(), 0.0)  # the padding of sets
+        return (error.square().flatten(1).mean(1) + _SLACK**2).sqrt() - _SLACK
 
     def _stepped(self, z: Tensor, t: Tensor, r: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """z_r, and what the teacher takes the example to be."""

@@ -31,7 +31,8 @@ from likely.noise import Noise
 from likely.solve.noise import Schedule, noise_schedule
 from likely.solve.objectives import WEIGHTS, stratified
 from likely.solve.parametrisation import PARAMETRISATIONS
-from likely.solve.posterior import Lift, Posterior
+from likely.solve.posterior import Posterior
+from likely.solve.set_lift import lift_of
 from likely.space import Space
 from likely.variational_bound import VariationalBound
 
@@ -58,6 +59,7 @@ class DDPM(VariationalBound):
     """
 
     summary = "diffusion as in the DDPM paper: 1000 steps, the noise predicted, fixed variances; learned ones as an option"
+    layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=1e-3, ema=0.995, batch=64)
     net_role = "denoiser"
     words: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -88,7 +90,7 @@ class DDPM(VariationalBound):
         if objective == "hybrid" and variance != "learned":
             raise UsageError("The objective 'hybrid' trains a learned variance.", "Add --variance learned.")
         self.prediction, self.variance, self.objective = prediction, variance, objective
-        self.lift = Lift(space, few=0, bins=True)
+        self.lift = lift_of(space, few=0, bins=True)
         calls = self.options(size, steps=steps)["steps"]
         if calls < 2:
             raise UsageError(f"Got steps={calls}.", "DDPM takes at least two.")
@@ -107,7 +109,7 @@ class DDPM(VariationalBound):
         alpha, sigma = self.level(t, e)
         posterior = self.posterior(alpha * e + sigma * eps, t, told)
         weight = WEIGHTS["min-snr" if self.objective == "min-snr" else self.prediction](self.schedule.log_snr(t))
-        simple = weight * (e - posterior.mean).double().square().flatten(1).mean(1)
+        simple = weight * self.unknown(e - posterior.mean, e, told).double().square().flatten(1).mean(1)
         if self.objective != "hybrid":
             return simple.float()
         fixed = replace(posterior, mean=posterior.mean.detach())

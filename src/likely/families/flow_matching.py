@@ -35,7 +35,8 @@ from likely.noise import Noise
 from likely.partly_known import PartlyKnown
 from likely.solve.coupling import COUPLINGS
 from likely.solve.objectives import TIMES, stratified
-from likely.solve.posterior import Lift, Posterior
+from likely.solve.posterior import Posterior
+from likely.solve.set_lift import lift_of
 from likely.solve.straight import EVENLY, Straight
 from likely.space import Space
 
@@ -54,6 +55,7 @@ class FlowMatching(PartlyKnown, Likelihood):
     """
 
     summary = "velocities along straight paths between noise and data; likelihood by the ODE"
+    layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=2e-3, ema=0.995, batch=64)  # of grids; small batches are more steps
     net_role = "denoiser"
     usual: ClassVar[tuple[str, int]] = ("dpm-solver", 12)
@@ -80,11 +82,15 @@ class FlowMatching(PartlyKnown, Likelihood):
                 f"The coupling '{coupling}' pairs noise with examples whatever is known of them, which biases a conditional model.",
                 "Leave it independent.",
             )
+        if space.layout == "set" and coupling != "independent":
+            raise UsageError(
+                f"The coupling '{coupling}' would pair noise with sets point by point, which have no order.", "Leave it independent."
+            )
         if space.layout == "columns":
             self.recipe = replace(self.recipe, batch=256)
         self.coupling, self.trained_at = coupling, times
         self.gaussian = coupling == "independent"
-        self.lift = Lift(space, few=0)
+        self.lift = lift_of(space, few=0)
         self.path = Straight(self.lift.log_snr)
         self.schedule = self.path.schedule
         self.inpaint = inpaint
@@ -99,7 +105,7 @@ class FlowMatching(PartlyKnown, Likelihood):
             eps = eps[COUPLINGS[self.coupling](e, eps)]
         t = TIMES[self.trained_at](stratified(len(e), e.device), self.schedule).to(e)
         said = self.path.velocity(self.net, torch.lerp(e, eps, self.path.noise(t, e)), t, told)
-        return self.unknown(self.path.span * (eps - e) - said, told).square().flatten(1).mean(1)
+        return self.unknown(self.path.span * (eps - e) - said, e, told).square().flatten(1).mean(1)
 
     def posterior(self, z: Tensor, t: Tensor, given: Told) -> Posterior:
         mean = self.path.clean(self.net, z * self.scale(t, z), t, given)

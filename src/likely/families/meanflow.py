@@ -41,7 +41,8 @@ from likely.nets.conditioning import expand_like
 from likely.noise import Noise
 from likely.partly_known import PartlyKnown
 from likely.solve.objectives import stratified
-from likely.solve.posterior import Lift, Posterior
+from likely.solve.posterior import Posterior
+from likely.solve.set_lift import lift_of
 from likely.solve.straight import ENDS, EVENLY, Straight
 from likely.space import Space
 
@@ -62,6 +63,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
     """
 
     summary = "average velocities: examples in one call of the net; likelihood by the ODE"
+    layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=4e-3, ema=0.995, batch=64, bf16=False, patience=0)  # the loss measures agreement with itself, not examples
     net_role = "denoiser"
     usual: ClassVar[tuple[str, int]] = ("meanflow", 1)
@@ -84,13 +86,15 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
         super().__init__(space, given=given, size=size, tolerance=tolerance)
         if space.layout == "columns":
             self.recipe = replace(self.recipe, lr=2e-3, batch=256)
+        elif space.layout == "set":
+            self.recipe = replace(self.recipe, lr=2e-3)
         if rungs < 2:
             raise UsageError(f"Got rungs={rungs}.", "The least is two.")
         if other := next((f"{word}={share}" for word, share in (("instant", instant), ("landing", landing)) if not 0 <= share <= 1), None):
             raise UsageError(f"Got {other}.", "It is a share, from 0 to 1.")
         self.instant, self.landing, self.rungs = instant, landing, rungs
         self._teacher: list[nn.Module] = []
-        self.lift = Lift(space, few=0)
+        self.lift = lift_of(space, few=0)
         self.schedule = Straight(self.lift.log_snr).schedule
         options = {"dropout": 0.0, **options}  # the two sides of the identity would drop other units
         self.net = build_net(self.lift.space, "denoiser", size, word=net, given=given, out=1, times=2, **options)
@@ -119,7 +123,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
         rows = (r < t) | bool(self._teacher)  # a velocity is learnt from examples, or from the teacher
         if rows.any():
             target[rows] = self._joined(z[rows], r[rows], t[rows], None if given is None else given[rows])
-        return (self.average(z, r, t, given) - target).square().flatten(1).mean(1)
+        return self.unknown(self.average(z, r, t, given) - target, e, None).square().flatten(1).mean(1)
 
     def _times(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(t, r), r <= t, each [n]: the larger and the smaller of two uniform times; in a share of them r = 0, in another r = t."""

@@ -38,8 +38,9 @@ from likely.noise import Noise
 from likely.partly_known import PartlyKnown
 from likely.solve.noise import noise_schedule
 from likely.solve.objectives import stratified
-from likely.solve.posterior import Lift, Posterior
+from likely.solve.posterior import Posterior
 from likely.solve.score_matching import explicit, sliced
+from likely.solve.set_lift import lift_of
 from likely.space import Space
 
 __all__ = ["ScoreModel"]
@@ -62,6 +63,7 @@ class ScoreModel(PartlyKnown, Likelihood):
     """
 
     summary = "scores of noisy data (NCSN, VP, VE and sub-VP equations); likelihood by the ODE"
+    layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=2e-3, ema=0.995, batch=64)
     net_role = "denoiser"
     words: ClassVar[dict[str, tuple[str, ...]]] = {"sde": tuple(SHAPES), "objective": OBJECTIVES}
@@ -84,7 +86,7 @@ class ScoreModel(PartlyKnown, Likelihood):
         check_words(self, sde=sde, objective=objective)
         if space.layout == "columns":
             self.recipe = replace(self.recipe, batch=256)
-        self.lift = Lift(space, few=0)
+        self.lift = lift_of(space, few=0)
         if objective == "explicit" and self.lift.space.dims > _MOST_EXPLICIT:
             raise UsageError(
                 f"Explicit score matching of {self.lift.space.dims} entries would take as many passes backward.", "Take objective=sliced."
@@ -102,16 +104,16 @@ class ScoreModel(PartlyKnown, Likelihood):
         alpha, sigma = self.level(t, e)
         z = alpha * e + sigma * eps
         if self.objective in ("denoising", "likelihood"):
-            error = self.unknown(eps - self._noise(z, t, told), told).square().flatten(1).mean(1)
+            error = self.unknown(eps - self._noise(z, t, told), e, told).square().flatten(1).mean(1)
             return error if self.objective == "denoising" else -0.5 * self.schedule.shape.slope(t).to(e) * error
 
         def score(z: Tensor) -> Tensor:
-            return self.unknown(-self._noise(z, t, told) / sigma, told)
+            return self.unknown(-self._noise(z, t, told) / sigma, e, told)
 
         if self.objective == "explicit":
             loss = explicit(score, z)
         else:
-            loss = sliced(score, z, self.unknown(torch.randn(z.shape).sign().to(z), told)[:, None])
+            loss = sliced(score, z, self.unknown(torch.randn(z.shape).sign().to(z), e, told)[:, None])
         return sigma.flatten().square() * loss / e[0].numel()
 
     def _times(self, u: Tensor) -> Tensor:

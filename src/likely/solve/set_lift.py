@@ -18,17 +18,17 @@ from likely.space import Space
 __all__ = ["SetLift", "lift_of"]
 
 
-def lift_of(data: Space) -> Lift:
-    """The lift of a space, whatever its layout."""
-    return SetLift(data) if data.layout == "set" else Lift(data)
+def lift_of(data: Space, *, few: int | None = None, bins: bool = False) -> Lift:
+    """The lift of a space, whatever its layout; `few` and `bins` as of `Levels`."""
+    return (SetLift if data.layout == "set" else Lift)(data, few=few, bins=bins)
 
 
 class SetLift(Lift):
     """Sets [B, N, D] <-> reals [B, N, width]; within, coordinates are the entries (axis 1) that `Lift` knows."""
 
-    def __init__(self, data: Space) -> None:
+    def __init__(self, data: Space, *, few: int | None = None, bins: bool = False) -> None:
         count, dims = data.shape
-        super().__init__(Space("sequence", (dims, count), data.supports))
+        super().__init__(Space("sequence", (dims, count), data.supports), few=few, bins=bins)
         self.sets, width = data, self.space.shape[0]
         self.space = Space("set", (count, width), self.space.supports, data.variable)
         self.each = self.detail / max(1, count * (width - len(self.finite)))  # detail of one entry
