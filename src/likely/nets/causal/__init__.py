@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from likely.errors import UsageError
 
-__all__ = ["CausalNet", "OrderFree", "layers"]
+__all__ = ["CausalNet", "OrderFree", "layers_of"]
 
 
-def layers(depth: int | None, usual: int) -> int:
+def layers_of(depth: int | None, usual: int) -> int:
     """How many a net has that reads nothing without. Raises: UsageError for none."""
     if depth is not None and depth < 1:
         raise UsageError(f"A net of depth {depth} reads nothing.", "Give 1 or more.")

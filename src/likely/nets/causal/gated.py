@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal import layers
+from likely.nets.causal import layers_of
 from likely.nets.causal.grid import TwoStreams
 from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
@@ -92,7 +92,7 @@ class GatedPixelCNN(TwoStreams):
         dropout: float | None = None,
     ) -> None:
         preset = _SIZES[size]
-        width, gates, depth = width or preset[0], gates or preset[1], layers(depth, preset[2])
+        width, gates, depth = width or preset[0], gates or preset[1], layers_of(depth, preset[2])
         dropout = preset[3] if dropout is None else dropout
         super().__init__(space, width, out, given)
         _, height, columns = space.shape

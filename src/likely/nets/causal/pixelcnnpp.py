@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from likely.nets.causal import layers
+from likely.nets.causal import layers_of
 from likely.nets.causal.grid import TwoStreams
 from likely.nets.causal.registers import Compiled, GridState, Layer, Pixels, Pointwise, Rows, See, Shifted, Step, modulated
 from likely.nets.conditioning import FiLM
@@ -134,7 +134,7 @@ class PixelCNNPlusPlus(TwoStreams):
         dropout: float | None = None,
     ) -> None:
         preset = _SIZES[size]
-        width, depth, dropout = width or preset[0], layers(depth, preset[1]), preset[2] if dropout is None else dropout
+        width, depth, dropout = width or preset[0], layers_of(depth, preset[1]), preset[2] if dropout is None else dropout
         super().__init__(space, width, out, given)
         _, height, columns = space.shape
         count, embedding = _resolutions(height, columns), width if given else None

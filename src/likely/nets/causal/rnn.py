@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from likely.errors import UsageError, nearest
-from likely.nets.causal import CausalNet, layers
+from likely.nets.causal import CausalNet, layers_of
 from likely.nets.causal.inputs import NGrams, Outputs, Tokens, before, newest, no_history, spellings
 from likely.nets.conditioning import Conditioner
 from likely.nets.dropout import dropout
@@ -97,7 +97,7 @@ class RecurrentNet(CausalNet):
         if cell not in _CELLS:
             raise UsageError(f"Unknown cell '{cell}'.", nearest(cell, tuple(_CELLS)))
         preset = _SIZES[size]
-        width, depth, dropout = width or preset[0], layers(depth, preset[1]), preset[2] if dropout is None else dropout
+        width, depth, dropout = width or preset[0], layers_of(depth, preset[1]), preset[2] if dropout is None else dropout
         self.kinds, self.depth, self.dropout = len(space.supports), depth, dropout
         spelt, grams = spellings(space, subwords), (space.supports[0].levels, ngrams, *_NGRAMS[size], width, gram_dropout)
         self.tokens = NGrams(*grams, spelt) if space.layout == "sequence" and ngrams > 1 else Tokens(space, width, spelt)
