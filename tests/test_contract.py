@@ -15,7 +15,7 @@ from likely.space import Space
 DATA = tiny_data()
 CASES = [(name, data) for name in families.FAMILIES for data in DATA if families.family_class(name).serves(DATA[data].space)]
 # each likelihood is a differential equation, solved by hundreds of calls of the net, or a sample takes as many
-SOLVED = ("score", "flow-matching", "meanflow", "cnf", "vdm", "ddpm", "diffusion")
+SOLVED = ("score", "edm", "flow-matching", "meanflow", "cnf", "vdm", "ddpm", "diffusion")
 
 
 def _usual(name: str, data: str) -> bool:

@@ -15,7 +15,7 @@ from likely.noise import Noise
 from likely.solve.objectives import stratified
 from likely.space import Space, Support
 
-OBJECTIVES = ("denoising", "sliced", "explicit", "likelihood")
+OBJECTIVES = ("denoising", "sliced", "explicit", "likelihood", "v")
 
 
 class Says(nn.Module):
@@ -24,9 +24,12 @@ class Says(nn.Module):
     def __init__(self, model, exact) -> None:
         super().__init__()
         self.level, self.scale, self.exact = model.level, model.scale, exact
+        noise = model.schedule  # EDM's net is told log(sigma) / 4, others the time
+        self.at = (lambda t: noise.time((-8 * t.double()).clamp(noise.end, noise.start))) if model.levelled else (lambda t: t)
         self.factor, self.shift = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
 
     def forward(self, z, t, given=None):
+        t = self.at(t)
         alpha, sigma = self.level(t, z)
         mean, _ = self.exact(z * self.scale(t, z), t)
         return self.factor * (alpha * z - mean) / sigma + self.shift
@@ -91,6 +94,41 @@ def test_the_likelihood_weight_makes_every_level_count_by_how_fast_noise_grows()
     torch.testing.assert_close(slope.double(), -0.5 * model.schedule.shape.slope(t), rtol=1e-4, atol=0)
 
 
+def test_edm_is_the_recipe_of_its_paper():
+    """Its own numbers for data of deviation .5, whose sigma is half of ours: levels, training noise, weight and preconditioning."""
+    model, said = families.build("edm", Space.reals(2), size="tiny"), []
+    alpha, sigma = model.schedule(model.times("heun", None))
+    step = torch.arange(18).double() / 17
+    torch.testing.assert_close(sigma / alpha / 2, (80 ** (1 / 7) + step * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7)
+    model.sample(1)
+    assert model.drawn_by == "heun, 35 calls of the net"
+    t = model._times(torch.linspace(1e-6, 1 - 1e-6, 20_001).double())
+    noise = model.schedule(t)[1] / 2
+    assert noise.log().mean().item() == pytest.approx(-1.2, abs=0.01)
+    assert noise.log().std().item() == pytest.approx(1.2, abs=0.01)
+
+    class Net(nn.Module):
+        def forward(self, z, clock, given=None):
+            said.append((z, clock))
+            return torch.zeros_like(z)
+
+    model.net, x = Net(), torch.randn(4096, 2)
+    loss = model(x)
+    z, clock = said[0]
+    noise = torch.exp(4 * clock.double())  # sigma over the data's deviation
+    denoised = z / (1 + noise**2).sqrt()[:, None]  # c_skip z of EDM, where F = 0
+    weight = (noise**2 + 1) / noise**2
+    torch.testing.assert_close(loss.mean().item(), (weight[:, None] * (denoised - x) ** 2).mean().item(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(z.var().item(), 1.0, rtol=0.05, atol=0)  # c_in
+
+
+def test_uneven_times_are_refused_where_even_ones_are_meant():
+    with pytest.raises(UsageError, match="mean over uniform times, not lognormal"):
+        ScoreModel(Space.reals(2), objective="likelihood", times="lognormal")
+    with pytest.raises(UsageError, match="Levels of noise are even, not logit-normal"):
+        ScoreModel(Space.reals(2), noise_levels=4, times="logit-normal")
+
+
 def test_levels_are_few_and_evenly_apart_in_log_snr():
     model = ScoreModel(Space.reals(2), size="tiny", noise_levels=5)
     levels = model.schedule.log_snr(model._times(torch.linspace(0.001, 0.999, 200).double())).unique()
@@ -104,7 +142,7 @@ def test_levels_are_few_and_evenly_apart_in_log_snr():
 def test_equations_are_their_own_and_draw_the_law(sde):
     model, exact = perfect(sde=sde)
     alpha, sigma = model.schedule(torch.tensor([0.3, 0.9]).double())
-    kept = {"vp": alpha**2 + sigma**2, "ve": alpha, "sub-vp": sigma + alpha**2}[sde]
+    kept = {"vp": alpha**2 + sigma**2, "ve": alpha, "karras": alpha, "sub-vp": sigma + alpha**2}[sde]
     torch.testing.assert_close(kept, torch.ones(2, dtype=torch.float64))
     x = model.sample(4000, steps=32)
     torch.testing.assert_close(x.double().T.cov(), exact.covariance, rtol=0, atol=0.1)

@@ -13,7 +13,7 @@ References:
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,15 +52,15 @@ class Plan(NamedTuple):
 class Denoising(ProbabilityFlow, Traced, Varied, ABC):
     """Says what the clean example is, given a noisy one.
 
-    Class data:
+    Attributes:
         usual: sampler, and how many times the net is called at by it, where none are asked for.
         even: samplers that walk evenly in time, and not in log-SNR, where no grid is asked for.
         drawn_by: the sampler of the last examples, and its calls of the net, for people to read.
         gaussian: whether the noise of an example is normal, so that samplers may add noise.
     """
 
-    usual: ClassVar[tuple[str, int]] = _SOLVER
-    even: ClassVar[frozenset[str]] = frozenset()
+    usual: tuple[str, int] = _SOLVER
+    even: frozenset[str] = frozenset()
     drawn_by: str = ""
     gaussian: bool = True
 

@@ -140,6 +140,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "ddpm": Family("likely.families.ddpm:DDPM", featured=False),
     "score": Family("likely.families.score:ScoreModel", featured=False),
+    "edm": Family(
+        "likely.families.score:ScoreModel",
+        {"sde": "karras", "objective": "v", "times": "lognormal"},
+        featured=False,
+        summary="scores by EDM's recipe: lognormal noise levels, errors weighed evenly, drawn by Heun's method; likelihood by the ODE",
+    ),
     "flow-matching": Family("likely.families.flow_matching:FlowMatching", featured=False),
     "meanflow": Family("likely.families.meanflow:MeanFlow", featured=False),
     "consistency": Family("likely.families.consistency:Consistency", featured=False),

@@ -58,7 +58,7 @@ class FlowMatching(PartlyKnown, Likelihood):
     layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=2e-3, ema=0.995, batch=64)  # of grids; small batches are more steps
     net_role = "denoiser"
-    usual: ClassVar[tuple[str, int]] = ("dpm-solver", 12)
+    usual = ("dpm-solver", 12)
     even = EVENLY
     words: ClassVar[dict[str, tuple[str, ...]]] = {"coupling": tuple(COUPLINGS), "times": tuple(TIMES)}
 

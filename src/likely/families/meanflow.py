@@ -66,7 +66,7 @@ class MeanFlow(PartlyKnown, Likelihood, Tuned):
     layouts = frozenset({"grid", "columns", "set"})
     recipe = Recipe(lr=4e-3, ema=0.995, batch=64, bf16=False, patience=0)  # the loss measures agreement with itself, not examples
     net_role = "denoiser"
-    usual: ClassVar[tuple[str, int]] = ("meanflow", 1)
+    usual = ("meanflow", 1)
     even = EVENLY
     bound_sampler: ClassVar[dict[str, Any]] = {"sampler": "heun", "steps": 32}
 

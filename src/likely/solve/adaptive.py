@@ -7,7 +7,8 @@ A step is accepted where the two orders differ by at most tolerance (1 + |y|) in
 the first of the next: six calls of f a step, and one to begin.
 
 `halved` walks twice: by steps that fit at ten times the tolerance, and by the same steps, each cut in two, whose two orders differ by 2^5
-times less: within the tolerance. What halving changes is the error of the first walk, and so some 2^5 times that of the second.
+times less: within the tolerance. What halving changes is the error of the first walk, some 2^5 times that of the second; less where slopes
+are rough.
 
 References:
     | A family of embedded Runge-Kutta formulae (Dormand and Prince, 1980) | https://doi.org/10.1016/0771-050X(80)90013-3

@@ -6,7 +6,8 @@ Each classical target is a multiple of the same squared error |e - m(z_t, t)|^2,
     eps        SNR = exp(lambda)               v         1 + SNR, which is EDM's weight for data of variance one
     score      as eps: sigma^2 |score|^2       velocity  (1 + sqrt SNR)^2, of eps - e on the straight path
 
-Times are uniform in t, or crowd where training gains most: "logit-normal" in t, "lognormal" in sigma / alpha.
+Times are uniform in t, or crowd where training gains most: "logit-normal" in t, "lognormal" in sigma / alpha. EDM's are for data
+whose deviation is a half; here it is one, so that they are doubled.
 
 References:
     | Elucidating the design space of diffusion-based generative models (Karras et al., 2022) | https://arxiv.org/abs/2206.00364
@@ -15,6 +16,7 @@ References:
     | Scaling rectified flow transformers for high-resolution image synthesis (Esser et al., 2024) | https://arxiv.org/abs/2403.03206
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -25,7 +27,7 @@ from likely.solve.noise import Schedule
 __all__ = ["TIMES", "WEIGHTS", "strata_error", "stratified"]
 
 _MIN_SNR = 5.0
-_LOGNORMAL = (-1.2, 1.2)  # mean and deviation of log sigma / alpha in EDM
+_LOGNORMAL = (-1.2 + math.log(2), 1.2)  # mean and deviation of log sigma / alpha in EDM, for data of deviation one
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "x0": torch.ones_like,

@@ -49,7 +49,7 @@ class Density:
 
     Attributes:
         nats: [B], float64, by the given tolerance.
-        error: [B], how far halving the solver's steps moved `nats` to where it is: the error before, tens of times that now.
+        error: [B], how far halving the solver's steps moved `nats` to where it is: the error before, several times that now.
         stderr: [B], of Hutchinson's estimate; None if the divergence is exact, NaN for a single probe.
         calls: [B], of the denoiser, by whole steps and by halved ones.
         z: [B, ...], the noise that the rows came to, in the schedule's units.
