@@ -86,9 +86,10 @@ def test_more_guidance_overstates_what_is_given():
         model(x[rows], label[rows]).mean().backward()
         optimiser.step()
     ones = torch.ones(1, 1, dtype=torch.int64)
-    means = [model.eval().sample(400, ones, guidance=g, steps=8).double().mean().item() for g in (0.0, 1.0, 3.0)]
-    assert means[0] < means[1] - 0.3
-    assert means[1] < means[2]
+    means = [model.eval().sample(400, ones, guidance=g, steps=8).double().mean().item() for g in (-1.0, 0.0, 1.0, 3.0)]
+    assert means[0] < means[1] - 0.3  # below 0 it leans away from what is given
+    assert means[1] < means[2] - 0.3
+    assert means[2] < means[3]
 
 
 def test_guiding_what_cannot_be_guided_is_one_clear_line():
@@ -219,6 +220,8 @@ def test_fitted_models_take_every_sampler_by_name(name):
         {"sampler": "euler", "churn": -1},
         {"sampler": "langevin", "corrections": 0},
         {"guidance": math.inf},
+        {"guidance": -math.inf},
+        {"guidance": math.nan},
     ],
 )
 def test_numbers_that_mean_nothing_to_a_sampler_are_refused(options):

@@ -133,7 +133,8 @@ class Denoising(ProbabilityFlow, Traced, Varied, ABC):
             sampler: "dpm-solver", "ddim", "ancestral", "euler", "heun", "dpm-solver-sde", "predictor-corrector" or "langevin".
             steps: noise levels that the net is called at, once each by most samplers.
             grid: how they are spaced: "log-snr", "karras" or "time"; by default as suits the model and the sampler.
-            guidance: scale of classifier-free guidance: 1 is the conditional model, 0 the unconditional one, more overstates `given`.
+            guidance: scale of classifier-free guidance: 1 is the conditional model, 0 the unconditional one, more overstates `given`,
+                less leans away from it.
             eta: of "ddim" and "dpm-solver-sde": noise that is added, from 0 to 1.
             churn: of "euler" and "heun": noise that is added before steps.
             corrections: Langevin steps at each level, of "predictor-corrector" and "langevin".
