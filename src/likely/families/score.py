@@ -2,7 +2,7 @@ r"""Score-based models: the gradient of the log-density of noisy data at every n
 
     dz = f(t) z dt + g(t) dw,       dz = [f z - g^2 s(z, t)] dt + g dw~ (backwards),       s(z, t) = grad_z log p_t(z)
 
-The stochastic equation `sde` is one of three: "vp", whose variance stays one; "ve", whose variance grows, noise added to data as they are
+The stochastic equation `sde` is one of four: "vp", whose variance stays one; "ve", whose variance grows, noise added to data as they are
 (the levels of NCSN); "sub-vp", whose noise is less than that of "vp" at the same signal; or "karras", "ve" by the levels of EDM. What s is
 trained by:
 
