@@ -86,7 +86,7 @@ def test_fills_of_reals_follow_the_conditional_density_by_quadrature(bent, which
     assert (filled.effective > 2).all()
 
 
-@pytest.mark.parametrize("structure", ["autoregressive", "inverse"])
+@pytest.mark.parametrize("structure", ["autoregressive", pytest.param("inverse", marks=pytest.mark.slow)])
 def test_a_flow_fills_by_its_own_order_where_that_begins_with_what_is_known(structure):
     """And by tempering where it does not; both are of the same conditional density."""
     flow = _on_a_ring(structure=structure, mixing="none")

@@ -1,5 +1,6 @@
 """Consistency models against the closed form of a Gaussian: its ends of paths, what draws from them, and where tuning begins."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -158,7 +159,8 @@ def test_fit_begins_another_family_and_goes_on_with_the_same(tmp_path):
 
 def test_a_family_that_is_named_is_not_mistaken_for_none(run, tmp_path):
     """The default family, named, begins from a fitted model as any other does: not at all, where their nets differ."""
-    start, fit = tmp_path / "start", ("fit", "moons", "--steps", 1)
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(size=(12, 2)))
+    start, fit = tmp_path / "start", ("fit", tmp_path / "few.npy", "--steps", 1)
     assert run(*fit[:2], "flow-matching", *fit[2:], "--size", "tiny", "--out", start)[0] == 0
     code, _, err = run(*fit[:2], "autoregressive", *fit[2:], "--from", start, "--out", tmp_path / "a")
     assert (code, "cannot begin from a 'flow-matching'" in err) == (2, True), err

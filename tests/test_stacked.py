@@ -218,7 +218,7 @@ def test_strings_of_a_text_are_encoded_once_each():
         ("vae > gmm", "grid"),
         pytest.param("vae > gan", "grid-channels", marks=pytest.mark.slow),
         ("vae > flow", "columns"),
-        ("vae > diffusion", "sequence-variable"),
+        pytest.param("vae > diffusion", "sequence-variable", marks=pytest.mark.slow),
         pytest.param("flow > gmm", "grid-given", marks=pytest.mark.slow),
         pytest.param("vae > vae > diffusion", "grid-given", marks=pytest.mark.slow),
     ],
