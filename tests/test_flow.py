@@ -9,7 +9,9 @@ from torch.distributions import AffineTransform
 
 from likely.bijections.marginal import smoothed_histogram
 from likely.errors import DataError, UsageError
+from likely.families import build
 from likely.families.flow import Flow
+from likely.invertible import Invertible
 from likely.space import Space, Support
 
 
@@ -67,6 +69,20 @@ def test_bounds_hold_the_mass_and_the_samples(bounds):
         assert flow.log_prob(far).nats.mean() > law.log_prob(far).mean() - 0.1
     drawn = flow.sample(2000)
     assert ((drawn > low) & (drawn < high)).all()
+
+
+@pytest.mark.parametrize("name", ["gaussianization", "residual", "cnf", "tarflow", "nice"])
+def test_bounds_are_an_option_of_every_flow(name):
+    x = torch.cat([law.sample((200, 1)) for law, _ in ENDS.values()], 1)
+    flow = build(name, Space.reals(2).standardised(x), size="tiny", bounds="x0=0..1,x1=..3")
+    assert isinstance(flow, Invertible)
+    flow.start(x)
+    drawn = flow.eval().sample(100)
+    assert ((drawn[:, 0] > 0) & (drawn[:, 0] < 1) & (drawn[:, 1] < 3)).all()
+    said = flow.log_prob(torch.stack([x[0], torch.tensor([1.1, 0.0])]))
+    assert said.nats[0].isfinite()
+    assert said.nats[1].isneginf()
+    assert "nan" not in said.how
 
 
 def test_bounds_of_numbers_on_a_grid_are_within_them():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from likely.bijections.base import Bijection, per_example
+from likely.bijections.domains import domains
 from likely.bijections.tails import tails
 from likely.space import Space
 
@@ -127,7 +128,8 @@ def places_by_grid(space: Space, levels_up_to: float = math.inf) -> dict[tuple[i
     return alike
 
 
-def histograms(space: Space) -> list[Bijection]:
-    """A layer that Gaussianises complete ordinals of few levels, for each grid that some of them share, and one for tails."""
+def histograms(space: Space, bounds: str = "") -> list[Bijection]:
+    """A layer for bounds, if there are, one that Gaussianises complete ordinals of few levels, for each grid that some of them share, and
+    one for tails."""
     shape, grids = space.relaxed.shape, places_by_grid(space, _LEVELS_UP_TO)
-    return [*(Gaussianise(shape, places, *grid) for grid, places in grids.items()), *tails(space)]
+    return [*domains(space, bounds), *(Gaussianise(shape, places, *grid) for grid, places in grids.items()), *tails(space)]

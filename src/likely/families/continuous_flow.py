@@ -43,6 +43,7 @@ class ContinuousFlow(Invertible):
     Args:
         steps: in training.
         width, depth: of the velocity's net.
+        bounds: where numbers of a table end, as of `flow`.
     """
 
     summary = "flow along an ordinary differential equation; a numerical density with its error"
@@ -60,6 +61,7 @@ class ContinuousFlow(Invertible):
         *,
         given: Space | None = None,
         size: str = "small",
+        bounds: str = "",
         steps: int | None = None,
         width: int | None = None,
         depth: int | None = None,
@@ -68,7 +70,7 @@ class ContinuousFlow(Invertible):
         chosen = self.options(size, steps=steps, width=width, depth=depth)
         shape = space.relaxed.shape
         dims = math.prod(shape)
-        self.before = Chain([*histograms(space), Flatten(shape), ActNorm(dims)])
+        self.before = Chain([*histograms(space, bounds), Flatten(shape), ActNorm(dims)])
         velocity = VelocityMLP(dims, given=given, width=chosen["width"], depth=max(1, chosen["depth"]))
         self.carried = Continuous(dims, velocity, steps=max(1, chosen["steps"]))
         self.map = Chain([self.before, self.carried])
@@ -81,11 +83,11 @@ class ContinuousFlow(Invertible):
         probes = None if carried.exact else carried.signs(noise.uniform(_PROBES, carried.dims)[: len(u)])
         v, log_det = self.before(u)
         fine, coarse = carried.halved(v, given, probes)
-        nats, less = (log_normal(p.z) + p.log_det.mean(1) + log_det for p in (fine, coarse))
+        nats, less = (log_normal(p.z) + p.log_det.mean(1) for p in (fine, coarse))
         calls, change = fine.calls.double().mean().item(), (nats - less).abs().mean().item()
         how = f"differential equation, tolerance {carried.tolerance:g}, {calls:.0f} calls, halving the steps changed nats by {change:.1e}"
         if probes is None:
-            return LogProb(nats, "numerical", how=how)
+            return LogProb(nats + log_det, "numerical", how=how)
         stderr = fine.log_det.std(1) / math.sqrt(_PROBES)
         kind = "estimate" if noise.draws > 1 and self.space.discrete else "numerical"
-        return LogProb(nats, kind, stderr=stderr, how=f"{how}; trace by {_PROBES} probes")
+        return LogProb(nats + log_det, kind, stderr=stderr, how=f"{how}; trace by {_PROBES} probes")

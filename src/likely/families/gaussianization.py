@@ -38,6 +38,7 @@ class Gaussianization(Invertible):
         steps: of marginal map and rotation; one more marginal map ends them.
         components: normals in each marginal's mixture.
         reflections: learnt ones in each rotation.
+        bounds: where numbers of a table end, as of `flow`.
 
     Raises: UsageError for data of more than 1024 entries.
     """
@@ -56,6 +57,7 @@ class Gaussianization(Invertible):
         *,
         given: Space | None = None,
         size: str = "small",
+        bounds: str = "",
         steps: int | None = None,
         components: int | None = None,
         reflections: int | None = None,
@@ -70,4 +72,4 @@ class Gaussianization(Invertible):
             return Marginals(dims, max(1, chosen["components"]), given=given)
 
         parts = [part for _ in range(chosen["steps"]) for part in (marginals(), Rotation(dims, min(dims, chosen["reflections"])))]
-        self.map = Chain([*histograms(space), Flatten(shape), *parts, marginals()])
+        self.map = Chain([*histograms(space, bounds), Flatten(shape), *parts, marginals()])

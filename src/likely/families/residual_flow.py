@@ -40,6 +40,7 @@ class ResidualFlow(Invertible):
     Args:
         blocks: of residual maps.
         width, depth: of their nets' hidden layers.
+        bounds: where numbers of a table end, as of `flow`.
     """
 
     summary = "residual blocks that contract; exact density of few entries, an estimate of many"
@@ -57,6 +58,7 @@ class ResidualFlow(Invertible):
         *,
         given: Space | None = None,
         size: str = "small",
+        bounds: str = "",
         blocks: int | None = None,
         width: int | None = None,
         depth: int | None = None,
@@ -65,7 +67,7 @@ class ResidualFlow(Invertible):
         chosen = self.options(size, blocks=blocks, width=width, depth=depth)
         shape = space.relaxed.shape
         dims = math.prod(shape)
-        parts: list[Bijection] = [*histograms(space), Flatten(shape), ActNorm(dims)]
+        parts: list[Bijection] = [*histograms(space, bounds), Flatten(shape), ActNorm(dims)]
         for _ in range(chosen["blocks"]):
             g = Contraction(dims, given=given, width=chosen["width"], depth=max(1, chosen["depth"]))
             parts += [Residual(dims, g), ActNorm(dims)]

@@ -56,6 +56,7 @@ class TarFlow(Invertible):
         blocks: maps, each in the other direction than the last.
         patch: side of an image's patches, where it divides height and width; else 1.
         width, depth, heads: of each block's transformer; dropout in it.
+        bounds: where numbers of a table end, as of `flow`.
     """
 
     summary = "autoregressive flow of transformers over patches or columns; a bound on discrete data"
@@ -72,6 +73,7 @@ class TarFlow(Invertible):
         *,
         given: Space | None = None,
         size: str = "small",
+        bounds: str = "",
         blocks: int | None = None,
         patch: int | None = None,
         width: int | None = None,
@@ -82,7 +84,7 @@ class TarFlow(Invertible):
         super().__init__(space, given=given, size=size)
         chosen = self.options(size, blocks=blocks, patch=patch, width=width, depth=depth, heads=heads, dropout=dropout)
         shape, side = space.relaxed.shape, max(1, chosen["patch"])
-        parts: list[Bijection] = histograms(space)
+        parts: list[Bijection] = histograms(space, bounds)
         if len(shape) == 3:
             side = side if shape[1] % side == shape[2] % side == 0 else 1
             parts.append(Patches((shape[0], shape[1], shape[2]), side))
