@@ -86,8 +86,8 @@ def test_bounds_are_an_option_of_every_flow(name):
 
 
 def test_bounds_of_numbers_on_a_grid_are_within_them():
-    percent = Support("decimal", name="percent", decimals=0, origin=0, center=50.0, scale=30.0)
-    flow = Flow(Space.columns(percent), size="tiny", bounds="0..100").eval()
+    percent = Support("decimal", name="percent", decimals=2, origin=7, center=50.0, scale=30.0)
+    flow = Flow(Space.columns(percent), size="tiny", bounds=".07..1.074").eval()  # 100 * .07 is a little more than 7
     assert flow.sample(500).amin() >= 0
     assert flow.sample(500).amax() <= 100
     with torch.no_grad():
@@ -102,6 +102,7 @@ def test_bounds_of_numbers_on_a_grid_are_within_them():
         ("0-1", "says no bounds"),
         ("1..0", "says no bounds"),
         ("x0=a..", "says no bounds"),
+        ("x0=..", "says no bounds"),
         ("=0..1", "no column"),
     ],
 )
@@ -110,10 +111,13 @@ def test_bounds_that_cannot_be_are_refused(bounds, told):
         Flow(Space.reals(2), size="tiny", bounds=bounds)
 
 
-def test_training_beyond_bounds_names_the_column():
-    flow = Flow(Space.reals(2), size="tiny", bounds="x1=0..")
+@pytest.mark.parametrize(
+    "space", [Space.reals(2), Space.columns(Support("real", name="x0"), Support("real", name="x1"), Support("nominal", 3))]
+)
+def test_training_beyond_bounds_names_the_column(space):
+    flow = Flow(space, size="tiny", bounds="x1=0..")
     with pytest.raises(DataError, match="Of 8 values of x1, 8 are out of its bounds"):
-        flow(-torch.rand(8, 2) - 0.1)
+        flow(torch.cat([-torch.rand(8, 2) - 0.1, torch.zeros(8, space.dims - 2)], 1))
 
 
 def test_training_learns_what_a_normal_cannot():

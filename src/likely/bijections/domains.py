@@ -12,7 +12,7 @@ References:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class Domains(Bijection):
 
     Args:
         low, high: bounds [D], infinite where there is none.
-        names: of the entries, for errors.
+        names: of the first entries, those that may have bounds, for errors.
     """
 
     low: Tensor
@@ -134,7 +134,8 @@ class Domains(Bijection):
         low, high = self._rounded(x.dtype)
         outside = (x < self.low - low) | (x > self.high + high)
         if self.training and bool(outside.any()):
-            name, count = next((name, n) for name, n in zip(self.names, outside.sum(0).tolist(), strict=True) if n)
+            counts = outside[:, : len(self.names)].sum(0).tolist()
+            name, count = next((name, n) for name, n in zip(self.names, counts, strict=True) if n)
             raise DataError(f"Of {len(x)} values of {name}, {count} are out of its bounds.", "Widen them, or remove these rows.")
         inside, two, one = self.clamped(x).double(), self.two, self.one
         between = (inside[:, two] - self.low[two]).log() - (self.high[two] - inside[:, two]).log()
@@ -159,7 +160,7 @@ class Domains(Bijection):
         return self.clamped(x.to(y.dtype)), -self._log_det(z)
 
 
-def domains(space: Space, bounds: str | None) -> list[Bijection]:
+def domains(space: Space, bounds: str) -> list[Bijection]:
     """A layer for the bounds of a table's numbers, such as "0..1" of all of them, or "age=0..120,income=0.." of some; in data units.
 
     Numbers on a grid lie from one bound to the other, both included.
@@ -170,16 +171,20 @@ def domains(space: Space, bounds: str | None) -> list[Bijection]:
         return []
     if space.layout != "columns" or not space.numbers:
         raise UsageError(f"Bounds are of the columns of tables, and this is a {space.named}.", "Leave them out.")
-    low, high = torch.full((space.relaxed.dims,), -math.inf), torch.full((space.relaxed.dims,), math.inf)
-    low, high = low.double(), high.double()
+    low, high = (torch.full((space.relaxed.dims,), end, dtype=torch.float64) for end in (-math.inf, math.inf))
     for place, begin, end in _parsed(space, bounds):
         s = space.supports[space.numbers[place]]
         if s.missing or s.kind == "ordinal":
             raise UsageError(f"Column {s.name} has {'missing cells' if s.missing else 'bounds of its own'}.", "Leave it out of bounds.")
-        unit, step = 10.0**s.decimals, s.kind == "decimal"
-        low[place] = (begin * unit - s.origin - s.center) / s.scale
-        high[place] = (end * unit - s.origin + step - s.center) / s.scale
+        if s.kind == "decimal":  # whole cells, from where the first begins to where the last ends
+            begin, end = _whole(math.ceil, begin * 10**s.decimals) - s.origin, _whole(math.floor, end * 10**s.decimals) - s.origin + 1
+        low[place], high[place] = (begin - s.center) / s.scale, (end - s.center) / s.scale
     return [Domains(low, high, [space.supports[i].name for i in space.numbers])]
+
+
+def _whole(rounded: Callable[[float], int], number: float) -> float:
+    """A number of grid steps, rounded but for what it owes to rounding itself, such as 100 * .07."""
+    return rounded(round(number, 6)) if math.isfinite(number) else number
 
 
 def _parsed(space: Space, bounds: str) -> Iterator[tuple[int, float, float]]:
@@ -194,7 +199,7 @@ def _parsed(space: Space, bounds: str) -> Iterator[tuple[int, float, float]]:
             low, high = float(begin or -math.inf), float(end or math.inf)
         except ValueError:
             low, high = math.nan, math.nan
-        if not (dots and low < high):
+        if not (dots and low < high and (begin or end)):
             raise UsageError(f"'{part}' says no bounds.", "Write COLUMN=0..1, or COLUMN=0.. for no upper one; or 0..1 for all columns.")
         for place in [names.index(name.strip())] if named else range(len(names)):
             yield place, low, high
