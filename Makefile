@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := demo
 
 # torch comes as the build that constraints.txt pins, in the same pip call as everything else. Python compiles what is imported, when it is:
-# compiling all that is installed takes two thirds of the time of installing it.
+# compiling all that is installed would take longer than installing it.
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "likely needs Python 3.11 or newer; set PYTHON=..."; exit 1)
 	$(PYTHON) -m venv .venv
