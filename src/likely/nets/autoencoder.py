@@ -43,9 +43,8 @@ def standardise(space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
     lost = (torch.isnan(x) | (x == MISSING)) & per_number([space.supports[i].missing for i in space.numbers], x).bool()
     center, scale = space.affine(x)
     number = torch.where(decimal, to_grid(x), x).double() + torch.where(real, 0.0, 0.5)
-    return torch.where(lost, 0.0, (number - center) / scale).to(torch.get_default_dtype()), lost[
-        :, [space.numbers.index(i) for i in space.flags]
-    ]
+    value = torch.where(lost, 0.0, (number - center) / scale).to(torch.get_default_dtype())
+    return value, lost[:, [space.numbers.index(i) for i in space.flags]]
 
 
 def planes(space: Space, x: Tensor) -> Tensor:
